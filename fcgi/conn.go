@@ -1,0 +1,516 @@
+package fcgi
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errProtocol is wrapped by what is wrong with a peer that breaks FastCGI.
+var errProtocol = errors.New("fastcgi protocol broken")
+
+const (
+	readBuffer   = 64 << 10
+	maxGetValues = 1 << 10 // the questions that exist take 51 bytes
+)
+
+// readBuffers lends a buffer to a reader while there is something to read, so
+// that an idle connection holds none.
+var readBuffers = sync.Pool{New: func() any { return new([readBuffer]byte) }}
+
+// A conn is one connection of a web server.
+type conn struct {
+	srv *Server
+	nc  net.Conn
+	raw syscall.RawConn
+
+	// The reader's own: where it stands in the stream. What a read brought is
+	// consumed whole, so nothing but this is kept between two reads.
+	head    [HeaderLen]byte // of a record, as far as it has come
+	headLen uint8
+	rec     header
+	left    int      // of the record's content
+	pad     int      // of its padding
+	cur     *Request // whose content it is; nil: to be discarded
+	small   []byte   // content of a record that is handled whole
+	ready   []*Request
+	sawData bool
+	grace   bool // the server stops, and the connection has been given its last moment
+	err     error
+
+	// wmu is held while whole records are written, by a request's goroutine or
+	// the reader. It is the one lock that is held over I/O: what it orders is the I/O.
+	wmu sync.Mutex
+
+	// mu guards the active requests, all that is marked so in Request, and what
+	// follows. Nothing blocks under it. Where both are taken, Server.mu comes after.
+	mu        sync.Mutex
+	active    []*Request
+	mux       bool     // several requests at once have been seen or announced
+	paused    *Request // its body is full: the connection is left unread
+	closing   bool     // to be closed when the last request has ended
+	lingering bool     // answered, and closed for writing; what still comes is discarded
+}
+
+func newConn(s *Server, nc net.Conn) (*conn, error) {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("connection of type %T: want a Unix or TCP one", nc)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{srv: s, nc: nc, raw: raw}, nil
+}
+
+// serve reads the connection until it ends. It stays inside one call of
+// raw.Read for all its life: the poller's edges are neither lost nor asked for
+// twice, and a wait costs no read that only says EAGAIN.
+func (c *conn) serve() {
+	if c.srv.stopping.Load() {
+		c.poke()
+	}
+	for {
+		err := c.raw.Read(c.readable)
+		if c.err != nil || err == nil {
+			break
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.err = err
+			break
+		}
+		// Poked, by stop or by a body that has room again; or a grace is over.
+		if c.expired() {
+			break
+		}
+	}
+	if errors.Is(c.err, errProtocol) {
+		c.srv.logger().Warn("connection closed", "client", c.nc.RemoteAddr().String(), "cause", c.err)
+	}
+	c.nc.Close()
+	c.mu.Lock()
+	for _, r := range c.active {
+		r.leaveLocked()
+	}
+	c.active = slices.DeleteFunc(c.active, func(r *Request) bool { return !r.started })
+	c.mu.Unlock()
+	c.srv.mu.Lock()
+	delete(c.srv.conns, c)
+	c.srv.mu.Unlock()
+}
+
+// expired decides after a deadline whether the connection is over, and sets
+// the next one.
+func (c *conn) expired() (over bool) {
+	stopping := c.srv.stopping.Load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lingering {
+		return true
+	}
+	if stopping && len(c.active) == 0 && c.headLen == 0 && c.left == 0 && c.pad == 0 {
+		if c.grace {
+			return true
+		}
+		// What the client has sent already is read and answered; one that has
+		// only connected yet is given the time to ask.
+		c.grace = true
+		last := time.Millisecond
+		if !c.sawData {
+			last = firstRequestGrace
+		}
+		c.nc.SetReadDeadline(time.Now().Add(last))
+		return false
+	}
+	c.nc.SetReadDeadline(time.Time{})
+	return false
+}
+
+// poke makes the reader look up from its wait.
+func (c *conn) poke() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
+
+// readable reads what is there. It reports true when the connection has ended,
+// with the reason in c.err, and false when it is to wait for more.
+func (c *conn) readable(fd uintptr) (done bool) {
+	buf := readBuffers.Get().(*[readBuffer]byte)
+	defer readBuffers.Put(buf)
+	for {
+		c.mu.Lock()
+		paused := c.paused != nil
+		c.mu.Unlock()
+		if paused {
+			c.startReady(true)
+			if hungUp(int(fd)) {
+				c.err = io.EOF
+				return true
+			}
+			return false
+		}
+		n, err := unix.Read(int(fd), buf[:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			c.startReady(true)
+			return false
+		case err != nil:
+			c.err = fmt.Errorf("read from the web server: %w", err)
+			return true
+		case n == 0:
+			c.err = io.EOF
+			return true
+		}
+		c.sawData = true
+		if err := c.consume(buf[:n]); err != nil {
+			c.err = err
+			return true
+		}
+		c.startReady(false)
+	}
+}
+
+// hungUp reports whether the peer has closed, without reading what it sent before.
+func hungUp(fd int) bool {
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p[:], 0)
+	return err == nil && n == 1 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// consume takes all of b, which may begin and end anywhere in a record.
+func (c *conn) consume(b []byte) error {
+	for {
+		if c.left == 0 && c.pad == 0 {
+			if len(b) == 0 {
+				return nil
+			}
+			n := copy(c.head[c.headLen:], b)
+			c.headLen += uint8(n)
+			b = b[n:]
+			if c.headLen < HeaderLen {
+				return nil
+			}
+			c.headLen = 0
+			if err := c.begin(parseHeader(&c.head)); err != nil {
+				return err
+			}
+		}
+		n := min(c.left, len(b))
+		if n > 0 {
+			c.content(b[:n])
+			c.left -= n
+			b = b[n:]
+		}
+		if c.left > 0 {
+			return nil
+		}
+		p := min(c.pad, len(b))
+		c.pad -= p
+		b = b[p:]
+		if c.pad > 0 {
+			return nil
+		}
+		if err := c.end(); err != nil {
+			return err
+		}
+	}
+}
+
+// begin starts a record: what it may be, and whose it is.
+func (c *conn) begin(h header) error {
+	if h.version != version1 {
+		return fmt.Errorf("%w: record of version %d, want 1", errProtocol, h.version)
+	}
+	c.rec, c.left, c.pad, c.cur = h, int(h.length), int(h.padding), nil
+	c.small = c.small[:0]
+	switch h.typ {
+	case typeParams, typeStdin:
+		if h.id == 0 {
+			return fmt.Errorf("%w: %v for request 0", errProtocol, h.typ)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		r := c.find(h.id)
+		if r == nil {
+			return nil // ended already: the specification has us ignore it (section 3.3)
+		}
+		if h.typ == typeParams && r.paramsDone {
+			return fmt.Errorf("%w: PARAMS for request %d after their end", errProtocol, h.id)
+		}
+		if h.typ == typeStdin && (r.stdinDone || r.role == RoleAuthorizer) {
+			return nil
+		}
+		if h.typ == typeStdin && !r.paramsDone {
+			return fmt.Errorf("%w: STDIN for request %d before the end of its PARAMS", errProtocol, h.id)
+		}
+		c.cur = r
+	case typeBeginRequest:
+		if h.id == 0 {
+			return fmt.Errorf("%w: BEGIN_REQUEST for request 0", errProtocol)
+		}
+		if h.length != 8 {
+			return fmt.Errorf("%w: BEGIN_REQUEST of %d bytes, want 8", errProtocol, h.length)
+		}
+	case typeAbortRequest, typeData:
+	case typeGetValues:
+		if h.id != 0 {
+			return fmt.Errorf("%w: GET_VALUES for request %d, want 0", errProtocol, h.id)
+		}
+		if h.length > maxGetValues {
+			return fmt.Errorf("%w: GET_VALUES of %d bytes, at most %d", errProtocol, h.length, maxGetValues)
+		}
+	default:
+		if h.id != 0 {
+			return fmt.Errorf("%w: %v for request %d", errProtocol, h.typ, h.id)
+		}
+	}
+	return nil
+}
+
+// content takes a part of the current record's content.
+func (c *conn) content(b []byte) {
+	switch c.rec.typ {
+	case typeParams:
+		if r := c.cur; r != nil && !r.tooLarge {
+			if len(r.params)+len(b) > c.srv.maxParams() {
+				r.tooLarge = true
+				r.params = r.params[:0]
+				return
+			}
+			r.params = append(r.params, b...)
+		}
+	case typeStdin:
+		if c.cur != nil {
+			c.mu.Lock()
+			c.cur.storeLocked(b)
+			c.mu.Unlock()
+		}
+	case typeBeginRequest, typeGetValues:
+		c.small = append(c.small, b...)
+	default: // discarded
+	}
+}
+
+// end handles a record that is there whole.
+func (c *conn) end() error {
+	h := c.rec
+	switch h.typ {
+	case typeParams:
+		if r := c.cur; r != nil && h.length == 0 {
+			return c.paramsEnd(r)
+		}
+	case typeStdin:
+		if r := c.cur; r != nil && h.length == 0 {
+			c.mu.Lock()
+			r.stdinDone = true
+			r.wakeLocked()
+			c.mu.Unlock()
+			c.queue(r)
+		} else if r != nil {
+			c.queue(r)
+		}
+	case typeBeginRequest:
+		return c.beginRequest(h.id, Role(binary.BigEndian.Uint16(c.small)), c.small[2]&flagKeep != 0)
+	case typeAbortRequest:
+		c.abort(h.id)
+	case typeGetValues:
+		return c.getValues()
+	case typeData: // of the Filter role, which nobody here plays
+	default: // a management record, as begin has checked
+		b := appendHeader(nil, typeUnknownType, 0, 8)
+		c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0))
+	}
+	return nil
+}
+
+func (c *conn) find(id uint16) *Request {
+	for _, r := range c.active {
+		if r.id == id {
+			return r
+		}
+	}
+	return nil
+}
+
+func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
+	if role != RoleResponder && role != RoleAuthorizer {
+		c.write(appendEnd(nil, id, 0, StatusUnknownRole))
+		if !keep {
+			return io.EOF
+		}
+		return nil
+	}
+	c.mu.Lock()
+	if c.find(id) != nil {
+		c.mu.Unlock()
+		return fmt.Errorf("%w: BEGIN_REQUEST for request %d, which has not ended", errProtocol, id)
+	}
+	if len(c.active) >= c.srv.maxRequests() {
+		c.mu.Unlock()
+		c.write(appendEnd(nil, id, 0, StatusOverloaded))
+		return nil
+	}
+	if id != 1 || len(c.active) > 0 {
+		c.mux = true
+	}
+	r := newRequest(c, id, role, keep)
+	c.active = append(c.active, r)
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *conn) paramsEnd(r *Request) error {
+	if err := CheckParams(r.params); err != nil && !r.tooLarge {
+		return fmt.Errorf("%w: PARAMS of request %d: %w", errProtocol, r.id, err)
+	}
+	c.mu.Lock()
+	r.paramsDone = true
+	if r.role == RoleAuthorizer {
+		r.stdinDone = true // an Authorizer gets no body (section 6.3)
+	}
+	c.mu.Unlock()
+	if r.stdinDone || r.tooLarge {
+		c.queue(r)
+	}
+	return nil
+}
+
+// queue notes that r may start, once all that came with it has been read.
+func (c *conn) queue(r *Request) {
+	if !r.started && !slices.Contains(c.ready, r) {
+		c.ready = append(c.ready, r)
+	}
+}
+
+// startReady starts the requests that are there whole; with drained, when the
+// connection has no more to give for now, also those whose body is on its way.
+func (c *conn) startReady(drained bool) {
+	if len(c.ready) == 0 {
+		return
+	}
+	kept := c.ready[:0]
+	for _, r := range c.ready {
+		c.mu.Lock()
+		start := !r.gone && (drained || r.stdinDone || r.tooLarge)
+		r.started = r.started || start
+		gone := r.gone
+		c.mu.Unlock()
+		if start {
+			c.srv.run(r)
+		} else if !gone {
+			kept = append(kept, r)
+		}
+	}
+	clear(c.ready[len(kept):])
+	c.ready = kept
+}
+
+// abort is ABORT_REQUEST (section 5.4): the Handler is told, and ends the
+// request; one that never started ends here.
+func (c *conn) abort(id uint16) {
+	c.mu.Lock()
+	r := c.find(id)
+	if r == nil {
+		c.mu.Unlock()
+		return
+	}
+	r.leaveLocked()
+	started := r.started
+	c.mu.Unlock()
+	if !started {
+		r.End(0)
+	}
+}
+
+// getValues answers the questions asked, and no others (section 4.1).
+func (c *conn) getValues() error {
+	answer := make([]byte, HeaderLen, 128)
+	for rest := c.small; len(rest) > 0; {
+		var name []byte
+		var err error
+		if name, _, rest, err = NextParam(rest); err != nil {
+			return fmt.Errorf("%w: GET_VALUES: %w", errProtocol, err)
+		}
+		switch string(name) {
+		case "FCGI_MAX_CONNS":
+			answer = AppendParam(answer, "FCGI_MAX_CONNS", "65535")
+		case "FCGI_MAX_REQS":
+			answer = AppendParam(answer, "FCGI_MAX_REQS", strconv.Itoa(c.srv.maxRequests()))
+		case "FCGI_MPXS_CONNS":
+			answer = AppendParam(answer, "FCGI_MPXS_CONNS", "1")
+			c.mu.Lock()
+			c.mux = true
+			c.mu.Unlock()
+		}
+	}
+	putHeader(answer, typeGetValuesResult, 0, len(answer)-HeaderLen)
+	c.write(answer)
+	return nil
+}
+
+// write sends whole records. After an error nothing can follow that a peer
+// could make sense of, so the connection is closed.
+func (c *conn) write(b []byte) error {
+	c.wmu.Lock()
+	_, err := c.nc.Write(b)
+	c.wmu.Unlock()
+	if err != nil {
+		c.nc.Close()
+		return fmt.Errorf("write to the web server: %w", err)
+	}
+	return nil
+}
+
+// remove takes r, which is about to end, off the connection, and reports
+// whether the connection ends with it. From here on its id may come again.
+func (c *conn) remove(r *Request) (last bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, a := range c.active {
+		if a == r {
+			n := len(c.active) - 1
+			c.active[i] = c.active[n]
+			c.active[n] = nil
+			c.active = c.active[:n]
+			break
+		}
+	}
+	r.finished = true
+	r.watcher = nil
+	if c.paused == r {
+		c.paused = nil
+		c.poke() // what is left of its body must be read off, and discarded
+	}
+	if !r.keep || c.srv.stopping.Load() {
+		c.closing = true
+	}
+	return c.closing && len(c.active) == 0
+}
+
+// finish closes the connection behind its last request. Where the request's
+// body is still arriving, it is read off first: a close with bytes unread is
+// a reset, which may overtake the answer.
+func (c *conn) finish(r *Request) {
+	c.mu.Lock()
+	read := r.stdinDone
+	c.lingering = !read
+	c.mu.Unlock()
+	if read {
+		c.nc.Close()
+		return
+	}
+	if cw, ok := c.nc.(interface{ CloseWrite() error }); ok {
+		cw.CloseWrite()
+	}
+	c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+}

@@ -1,0 +1,314 @@
+package fcgi
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// ErrGone is what a request's methods return once its client has left.
+var ErrGone = errors.New("the web server has aborted the request")
+
+// An Aborter is told when the client of a request leaves. Abort is called at
+// most once, with locks held: it must not block and must not call the request.
+type Aborter interface {
+	Abort()
+}
+
+// A Request is one request of a web server. Its methods are for the Handler
+// and what it starts and waits for; Read may run beside the writing ones.
+// Nothing of it may be used after the Handler has returned.
+type Request struct {
+	conn *conn
+	id   uint16
+	role Role
+	keep bool
+
+	// The reader's until the request starts, then the Handler's.
+	received time.Time
+	params   []byte
+	tooLarge bool
+
+	// Guarded by conn.mu.
+	paramsDone bool
+	started    bool
+	stdinDone  bool // no STDIN will be stored any more
+	gone       bool
+	finished   bool
+	watcher    Aborter
+	leaving    chan struct{} // closed when the client leaves
+	in         []byte        // body that has come and was not read: in[inRead:]
+	inRead     int
+	spool      *os.File // what came after in, where the connection could not wait
+	spoolRead  int64
+	spoolSize  int64
+	spoolErr   error
+	wake       chan struct{} // has room for one; filled when a Read may go on
+
+	first []byte // what First gave away
+	ended bool   // the Handler's: End, SendLast or Cut was called
+}
+
+var requests = sync.Pool{New: func() any {
+	return &Request{leaving: make(chan struct{}), wake: make(chan struct{}, 1)}
+}}
+
+const keptBuffer = 64 << 10 // larger ones are not worth keeping for the next request
+
+func newRequest(c *conn, id uint16, role Role, keep bool) *Request {
+	r := requests.Get().(*Request)
+	r.conn, r.id, r.role, r.keep, r.received = c, id, role, keep, time.Now()
+	return r
+}
+
+// release ends a request whose Handler has returned. One that the reader has
+// no more business with is used again.
+func (r *Request) release() {
+	if !r.ended {
+		r.End(0)
+	}
+	r.conn.mu.Lock()
+	again := r.stdinDone && !r.gone && r.spool == nil
+	if r.spool != nil {
+		defer r.spool.Close()
+	}
+	r.conn.mu.Unlock()
+	if !again {
+		return
+	}
+	in := r.in
+	if in == nil {
+		in = r.first
+	}
+	if cap(in) > keptBuffer {
+		in = nil
+	}
+	select {
+	case <-r.wake:
+	default:
+	}
+	*r = Request{params: r.params[:0], in: in[:0], leaving: r.leaving, wake: r.wake}
+	requests.Put(r)
+}
+
+// Role is what the web server asks for: RoleResponder or RoleAuthorizer.
+func (r *Request) Role() Role { return r.role }
+
+// Received is when the request began to arrive.
+func (r *Request) Received() time.Time { return r.received }
+
+// TooLarge reports whether the request had more parameters than
+// Server.MaxParams; then it has none.
+func (r *Request) TooLarge() bool { return r.tooLarge }
+
+// Params is the request's parameters as they were sent, to be walked with
+// NextParam: whole pairs, in any order, names possibly repeated.
+func (r *Request) Params() []byte { return r.params }
+
+// Gone is closed when the client leaves.
+func (r *Request) Gone() <-chan struct{} { return r.leaving }
+
+// Watch has a told when the client leaves, in place of whom it was told to
+// tell; nil tells nobody. It reports false, and tells nobody, when the client
+// has left already. When it returns, no call for the former is under way.
+func (r *Request) Watch(a Aborter) bool {
+	r.conn.mu.Lock()
+	defer r.conn.mu.Unlock()
+	if r.gone && a != nil {
+		return false
+	}
+	r.watcher = a
+	return true
+}
+
+// leaveLocked notes that the client has left. conn.mu is held.
+func (r *Request) leaveLocked() {
+	if r.gone || r.finished {
+		return
+	}
+	r.gone = true
+	close(r.leaving)
+	r.wakeLocked()
+	if r.watcher != nil {
+		r.watcher.Abort()
+		r.watcher = nil
+	}
+	if r.conn.paused == r {
+		r.conn.paused = nil
+		r.conn.poke()
+	}
+}
+
+func (r *Request) wakeLocked() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// storeLocked takes a part of the body in. conn.mu is held.
+func (r *Request) storeLocked(b []byte) {
+	if r.gone || r.finished || r.spoolErr != nil {
+		return
+	}
+	c := r.conn
+	if c.mux && (r.spool != nil || len(r.in)-r.inRead+len(b) > c.srv.bodyBuffer()) {
+		r.spoolLocked(b)
+	} else {
+		if r.inRead > 0 && len(r.in)+len(b) > cap(r.in) {
+			r.in = r.in[:copy(r.in, r.in[r.inRead:])]
+			r.inRead = 0
+		}
+		r.in = append(r.in, b...)
+		if !c.mux && len(r.in)-r.inRead >= c.srv.bodyBuffer() {
+			c.paused = r
+		}
+	}
+	r.wakeLocked()
+}
+
+// spoolLocked puts a part of the body into a file. A file system may make it
+// wait, and every request of the connection with it: the alternative is memory
+// without a bound.
+func (r *Request) spoolLocked(b []byte) {
+	if r.spool == nil {
+		f, err := os.CreateTemp(r.conn.srv.SpoolDir, "fpmd-body-*")
+		if err == nil {
+			err = os.Remove(f.Name())
+			r.spool = f
+		}
+		if err != nil {
+			r.spoolErr = fmt.Errorf("file for a request's body: %w", err)
+			return
+		}
+	}
+	if _, err := r.spool.WriteAt(b, r.spoolSize); err != nil {
+		r.spoolErr = fmt.Errorf("keep a request's body: %w", err)
+		return
+	}
+	r.spoolSize += int64(len(b))
+}
+
+// First gives what has arrived of the body, without waiting, and reports
+// whether that is all of it. The bytes are the Handler's until it returns.
+// It is called at most once, before any Read.
+func (r *Request) First() (b []byte, all bool) {
+	r.conn.mu.Lock()
+	defer r.conn.mu.Unlock()
+	r.first, r.in = r.in, nil
+	r.resumeLocked()
+	return r.first, r.stdinDone && r.spoolSize == 0 && r.spoolErr == nil
+}
+
+// Read reads the body, and waits where none has come. At the body's end it
+// returns io.EOF; when the client has left, ErrGone.
+func (r *Request) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c := r.conn
+	for {
+		c.mu.Lock()
+		switch {
+		case r.gone:
+			c.mu.Unlock()
+			return 0, ErrGone
+		case r.inRead < len(r.in):
+			n := copy(p, r.in[r.inRead:])
+			if r.inRead += n; r.inRead == len(r.in) {
+				r.in, r.inRead = r.in[:0], 0
+			}
+			r.resumeLocked()
+			c.mu.Unlock()
+			return n, nil
+		case r.spoolRead < r.spoolSize:
+			n := int(min(int64(len(p)), r.spoolSize-r.spoolRead))
+			f, at := r.spool, r.spoolRead
+			r.spoolRead += int64(n)
+			c.mu.Unlock()
+			return io.ReadFull(io.NewSectionReader(f, at, int64(n)), p[:n])
+		case r.spoolErr != nil:
+			err := r.spoolErr
+			c.mu.Unlock()
+			return 0, err
+		case r.stdinDone:
+			c.mu.Unlock()
+			return 0, io.EOF
+		}
+		c.mu.Unlock()
+		<-r.wake // filled by more, by the end, and by the client's leaving
+	}
+}
+
+// resumeLocked has the reader go on when the body has room again. conn.mu is held.
+func (r *Request) resumeLocked() {
+	if c := r.conn; c.paused == r && len(r.in)-r.inRead < c.srv.bodyBuffer()/2 {
+		c.paused = nil
+		c.poke()
+	}
+}
+
+// Frame writes the head of a STDOUT record with n bytes of content, at most
+// MaxContent, to the first HeaderLen bytes of b, for Send and SendLast.
+func (r *Request) Frame(b []byte, n int) { putHeader(b, typeStdout, r.id, n) }
+
+// Send writes records made with Frame.
+func (r *Request) Send(records []byte) error { return r.conn.write(records) }
+
+// SendLast writes records made with Frame, which may be none, and ends the
+// request, in one write. It appends TrailerLen bytes, in place where the
+// capacity allows.
+func (r *Request) SendLast(records []byte) error {
+	records = appendHeader(records, typeStdout, r.id, 0)
+	return r.end(appendEnd(records, r.id, 0, StatusRequestComplete))
+}
+
+// End ends the request, once its records have been sent.
+func (r *Request) End(appStatus uint32) error {
+	var b [TrailerLen]byte
+	records := appendHeader(b[:0], typeStdout, r.id, 0)
+	return r.end(appendEnd(records, r.id, appStatus, StatusRequestComplete))
+}
+
+func (r *Request) end(records []byte) error {
+	c := r.conn
+	r.ended = true
+	last := c.remove(r)
+	err := c.write(records)
+	if last {
+		c.finish(r)
+	}
+	return err
+}
+
+// Cut ends the request so that the web server sees an incomplete answer: by the
+// end of the connection, since FastCGI has no other way that all of them
+// understand.
+func (r *Request) Cut() {
+	r.ended = true
+	r.conn.remove(r)
+	r.conn.nc.Close()
+}
+
+// Write sends p as part of the answer: the header block of a CGI answer
+// first, then its body.
+func (r *Request) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil // an empty record would end the stream
+	}
+	if err := r.conn.write(appendRecord(nil, typeStdout, r.id, p)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteError sends p to the web server's error log (STDERR).
+func (r *Request) WriteError(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	return r.conn.write(appendRecord(nil, typeStderr, r.id, p))
+}

@@ -1,0 +1,296 @@
+package fcgi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Server answers the FastCGI requests of any number of listeners. Its
+// exported fields are set before Serve and not changed afterwards.
+type Server struct {
+	// Handler answers one request, in a goroutine of its own. When it returns,
+	// the request is over: it is ended if the Handler has not ended it, and
+	// may not be used again.
+	Handler func(*Request)
+
+	// MaxParams bounds the parameters of one request, in bytes as they are
+	// sent; 0 means 256 KiB. A request with more has TooLarge set.
+	MaxParams int
+	// BodyBuffer is how much of a request's body is held when the Handler does
+	// not read it, in bytes; 0 means 128 KiB. Beyond it the connection is
+	// left unread, or, where it carries several requests at once, the body goes
+	// to an unlinked file in SpoolDir: a slow body never stalls its neighbours.
+	BodyBuffer int
+	// MaxRequests bounds the requests at work at once on one connection; 0
+	// means 256. One more is ended with OVERLOADED.
+	MaxRequests int
+	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
+	SpoolDir string
+	// Allow, unless nil, says whether a client may connect.
+	Allow func(remote net.Addr) bool
+	// Logger takes what is worth a line: connections that broke the protocol,
+	// accept errors. nil discards it.
+	Logger *slog.Logger
+
+	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	idle      []chan *Request // runners that wait for a request, last to stop first
+	stopping  atomic.Bool     // set under mu
+	closing   bool            // Close, or a Shutdown out of time: what is accepted now is closed
+
+	// wg counts accept loops, readers, and runners at work. Shutdown waits for it.
+	wg sync.WaitGroup
+}
+
+// ErrServerClosed is what Serve returns after Shutdown or Close.
+var ErrServerClosed = errors.New("fastcgi server closed")
+
+const (
+	defaultMaxParams   = 256 << 10
+	defaultBodyBuffer  = 128 << 10
+	defaultMaxRequests = 256
+	parkedRunners      = 64 // idle runners kept; the others end, and their stacks with them
+
+	// firstRequestGrace is how long a connection that has not sent anything
+	// may do so once the server stops: its client connected in good faith.
+	firstRequestGrace = time.Second
+	lingerTime        = 2 * time.Second
+)
+
+func (s *Server) maxParams() int   { return orDefault(s.MaxParams, defaultMaxParams) }
+func (s *Server) bodyBuffer() int  { return orDefault(s.BodyBuffer, defaultBodyBuffer) }
+func (s *Server) maxRequests() int { return orDefault(s.MaxRequests, defaultMaxRequests) }
+
+func orDefault(n, d int) int {
+	if n > 0 {
+		return n
+	}
+	return d
+}
+
+func (s *Server) logger() *slog.Logger {
+	if s.Logger != nil {
+		return s.Logger
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// A deadlineListener is what net's TCP and Unix listeners are.
+type deadlineListener interface {
+	net.Listener
+	SetDeadline(time.Time) error
+}
+
+// Serve accepts from l, a Unix or TCP listener, until Shutdown or Close, and
+// then returns ErrServerClosed; it closes l. Errors of accept (no descriptor
+// left, most likely) are logged once, and tried again until they end.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.stopping.Load() {
+		s.mu.Unlock()
+		return errors.Join(ErrServerClosed, l.Close())
+	}
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]struct{})
+		s.conns = make(map[*conn]struct{})
+	}
+	s.listeners[l] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+		l.Close()
+	}()
+
+	delay := time.Duration(0)
+	for {
+		nc, err := l.Accept()
+		switch {
+		case err == nil:
+			if delay > 0 {
+				s.logger().Warn("accepting again", "listen", l.Addr().String())
+				delay = 0
+			}
+			s.open(nc)
+		case s.stopping.Load():
+			return s.drainBacklog(l)
+		case errors.Is(err, net.ErrClosed):
+			return ErrServerClosed
+		case isTimeout(err):
+		default:
+			if delay == 0 {
+				s.logger().Error("accept", "listen", l.Addr().String(), "cause", err, "next", "trying again until it works")
+				delay = 5 * time.Millisecond
+			}
+			time.Sleep(delay)
+			delay = min(2*delay, time.Second)
+		}
+	}
+}
+
+// drainBacklog takes the connections that the kernel has accepted for us
+// already: closing the listener would reset them.
+func (s *Server) drainBacklog(l net.Listener) error {
+	dl, ok := l.(deadlineListener)
+	if !ok {
+		return ErrServerClosed
+	}
+	for {
+		if err := dl.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
+			return ErrServerClosed
+		}
+		nc, err := dl.Accept()
+		if err != nil {
+			return ErrServerClosed
+		}
+		s.open(nc)
+	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// open starts the reader of a connection.
+func (s *Server) open(nc net.Conn) {
+	if s.Allow != nil && !s.Allow(nc.RemoteAddr()) {
+		s.logger().Warn("connection refused", "client", nc.RemoteAddr().String(), "cause", "not among allowed_clients")
+		nc.Close()
+		return
+	}
+	c, err := newConn(s, nc)
+	if err != nil {
+		s.logger().Error("connection given up", "cause", err)
+		nc.Close()
+		return
+	}
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		nc.Close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	s.wg.Go(c.serve) // ends when the client leaves, or at Shutdown or Close
+}
+
+// run has the Handler answer r in another goroutine, one that has just ended a
+// request if there is one: its stack has the right size.
+func (s *Server) run(r *Request) {
+	s.mu.Lock()
+	if n := len(s.idle); n > 0 {
+		ch := s.idle[n-1]
+		s.idle = s.idle[:n-1]
+		s.mu.Unlock()
+		ch <- r
+		return
+	}
+	s.mu.Unlock()
+	s.wg.Go(func() { s.runner(r) }) // ends when enough others are parked, or when the server stops
+}
+
+func (s *Server) runner(r *Request) {
+	ch := make(chan *Request, 1)
+	for {
+		s.Handler(r)
+		r.release()
+		s.mu.Lock()
+		if s.stopping.Load() || len(s.idle) >= parkedRunners {
+			s.mu.Unlock()
+			return
+		}
+		s.idle = append(s.idle, ch)
+		s.mu.Unlock()
+		if r = <-ch; r == nil {
+			return
+		}
+	}
+}
+
+// Shutdown stops the server gently: what is in the listeners' backlogs is
+// still accepted, requests at work are answered, connections are closed when
+// idle. When ctx ends first, Close does the rest; Shutdown returns ctx's error
+// then, and in any case only when no goroutine of the server is left.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop()
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }() // ends with the last of them, at Close at the latest
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.closeConns()
+		<-done
+		return ctx.Err()
+	}
+}
+
+// Close ends every connection at once and waits for the server's goroutines;
+// Handlers at work see their requests' clients gone.
+func (s *Server) Close() error {
+	s.stop()
+	s.closeConns()
+	s.wg.Wait()
+	return nil
+}
+
+func (s *Server) stop() {
+	s.mu.Lock()
+	s.stopping.Store(true)
+	for _, ch := range s.idle {
+		ch <- nil // has room: a parked runner's channel is empty
+	}
+	s.idle = nil
+	for l := range s.listeners {
+		if dl, ok := l.(deadlineListener); ok {
+			dl.SetDeadline(time.Unix(1, 0)) // Serve looks up, and drains the backlog
+		} else {
+			l.Close()
+		}
+	}
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.poke()
+	}
+}
+
+// closeConns closes what is open, and what the accept loops still bring.
+func (s *Server) closeConns() {
+	s.mu.Lock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.closing = true
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.nc.Close()
+	}
+}
+
+// Stats is a view of a Server at one moment.
+type Stats struct {
+	Conns int // open connections
+}
+
+// Stats counts what is open now.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{Conns: len(s.conns)}
+}
