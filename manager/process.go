@@ -401,29 +401,31 @@ func (h *handshake) Close() error { return h.pipe.Close() }
 
 func (h *handshake) readLine() {
 	line, err := h.untilNewline()
-	// A sixth field would be taken for a certificate, and go-plugin would fall
-	// over it, and we with it.
-	if n := strings.Count(line, "|") + 1; err == nil && line != "" && n != 5 {
-		err = fmt.Errorf("handshake %q: %d fields, want 1|VERSION|unix|SLOTS|exchange", line, n)
-	}
-	if err == nil && line == "" {
+	none := errors.Is(err, io.EOF)
+	if none {
 		// Most likely the process is ending, and how it ends says more than
 		// that its pipe is closed. If it isn't, a second is not missed.
+		err = nil
 		select {
 		case <-h.gone:
 		case <-time.After(time.Second):
 		}
 	}
+	// A sixth field would be taken for a certificate, and go-plugin would fall
+	// over it, and we with it.
+	if n := strings.Count(line, "|") + 1; err == nil && !none && n != 5 {
+		err = fmt.Errorf("handshake %q: %d fields, want 1|VERSION|unix|SLOTS|exchange", line, n)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.line, h.err, h.ended = line, err, true
-	if err == nil && line != "" {
+	if err == nil && !none {
 		h.ready.Reset([]byte(line + "\n"))
 	}
 }
 
-// untilNewline returns the first line, without its end; "" when the pipe was
-// closed, by either side, before there was one.
+// untilNewline returns the first line, without its end, and io.EOF when the
+// pipe was closed, by either side, before there was any.
 func (h *handshake) untilNewline() (string, error) {
 	var buf [protocol.MaxHandshake]byte
 	for n := 0; n < len(buf); {
@@ -432,11 +434,11 @@ func (h *handshake) untilNewline() (string, error) {
 			return string(buf[:n+i]), nil
 		}
 		n += m
-		if err != nil {
-			if n > 0 {
-				return "", fmt.Errorf("handshake %q: no newline at its end", buf[:n])
-			}
-			return "", nil
+		switch {
+		case err != nil && n == 0:
+			return "", io.EOF
+		case err != nil:
+			return "", fmt.Errorf("handshake %q: no newline at its end", buf[:n])
 		}
 	}
 	return "", fmt.Errorf("handshake %q...: no newline within %d bytes", buf[:64], len(buf))

@@ -1,0 +1,75 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+)
+
+// reaping makes the test binary a subreaper, with its reaper, for one test.
+func reaping(t *testing.T) {
+	t.Helper()
+	if err := becomeSubreaper(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { reapOrphans(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+}
+
+// The reaper takes no exit status that os/exec waits for.
+func TestReaperLeavesCommandsAlone(t *testing.T) {
+	reaping(t)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			for code := range 50 {
+				err := exec.Command("sh", "-c", fmt.Sprintf("exit %d", code)).Run()
+				if got := fmt.Sprint(err); code > 0 && got != fmt.Sprintf("exit status %d", code) || code == 0 && err != nil {
+					t.Errorf("exit %d: %v", code, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Nor that of a worker, however soon it ends.
+func TestReaperLeavesWorkersAlone(t *testing.T) {
+	reaping(t)
+	l := shell(t, ready+"exit 5")
+	for range 20 {
+		p := startWorker(t, l)
+		<-p.done()
+		if p.exit() != (exitStatus{code: 5}) {
+			t.Errorf("it %v, want status 5", p.exit())
+		}
+	}
+}
+
+// What a worker leaves behind is ours to reap, and no zombie of it stays.
+func TestOrphansAreReaped(t *testing.T) {
+	reaping(t)
+	records := make(chan printed, 10)
+	l := shell(t, "setsid sh -c 'echo $$; exec sleep 1000' & "+ready+"wait")
+	l.logger = logInto(records)
+	p := startWorker(t, l)
+	orphan := watchPid(t, nextPid(t, records))
+	p.kill()
+	<-p.done()
+	if orphan.ended(0) {
+		t.Fatal("the orphan died with the worker; it is no orphan")
+	}
+	killStrays(t, []string{fmt.Sprint(orphan.pid)})
+	await(t, "the orphan has no entry in /proc", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", orphan.pid))
+		return os.IsNotExist(err)
+	})
+}
