@@ -112,8 +112,12 @@ func armLifeline() error {
 	}
 	// A supervisor that died before this will not be noticed by a signal.
 	end := []unix.PollFd{{Fd: lifelineFD, Events: unix.POLLIN}}
-	if n, err := unix.Poll(end, 0); err != nil || n != 0 {
-		return fmt.Errorf("lifeline: the supervisor is gone (%d, %v)", n, err)
+	n, err := unix.Poll(end, 0)
+	if err != nil {
+		return fmt.Errorf("lifeline: poll: %w", err)
+	}
+	if n != 0 {
+		return errors.New("lifeline: the supervisor is gone")
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func shell(t *testing.T, script string) launch {
 		env:          []string{"PATH=" + os.Getenv("PATH"), "GREETING=good day"},
 		umask:        0o027,
 		socketDir:    dir,
-		startTimeout: time.Minute,
+		startTimeout: time.Hour, // what waits for it would hang
 		logger:       slog.New(slog.DiscardHandler),
 	}
 	if os.Geteuid() == 0 {

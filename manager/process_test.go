@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -198,10 +199,11 @@ func TestReadyWorkerOutlivesItsContext(t *testing.T) {
 	}
 }
 
-// A worker's death is noticed without asking, and takes what it started along.
+// A worker's death is noticed without asking, and takes what it started along,
+// also when it has closed its lifeline.
 func TestDeathTakesTheGroupAlong(t *testing.T) {
 	records := make(chan printed, 10)
-	l := shell(t, "sleep 1000 & echo $!; "+ready+"wait")
+	l := shell(t, "exec 6<&-; sleep 1000 & echo $!; "+ready+"wait")
 	l.logger = logInto(records)
 	p := startWorker(t, l)
 	child := watchPid(t, nextPid(t, records))
@@ -424,20 +426,25 @@ func TestTail(t *testing.T) {
 // A descendant that keeps the worker's streams open, and even goes on
 // printing, does not keep its end from being seen.
 func TestDescendantHoldsTheStreams(t *testing.T) {
-	flowing := make(chan struct{})
+	first, flowing := make(chan printed, 1), make(chan struct{})
 	lines := 0
-	l := shell(t, "setsid yes 2>&1 & "+ready+"wait")
-	l.logger = slog.New(handlerFunc(func(slog.Record) {
-		if lines++; lines == 1000 {
+	l := shell(t, "setsid sh -c 'echo $$; exec yes' 2>&1 & "+ready+"wait")
+	l.logger = slog.New(handlerFunc(func(r slog.Record) {
+		switch lines++; lines {
+		case 1:
+			first <- printed{Msg: r.Message}
+		case 1000:
 			close(flowing)
 		}
 	}))
 	p := startWorker(t, l)
+	yes := watchPid(t, nextPid(t, first))
 	<-flowing
 	if err := unix.Kill(p.pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-p.done() // and yes has nowhere to print to any more
+	<-p.done()
+	yes.awaitEnd(t) // of SIGPIPE
 }
 
 // A log that blocks does not keep a worker's end from being seen.
@@ -537,6 +544,40 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	wantEmpty(t, l.socketDir)
 	wantEmpty(t, tmp)
 	wantNoChildren(t)
+}
+
+// A supervisor that dies before its worker's lifeline is armed is noticed too.
+func TestSupervisorDiesDuringTheLaunch(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	recipe, err := shell(t, "exec sleep 1000").recipe(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer recipe.Close()
+	lifeline, w, err := os.Pipe()
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	defer lifeline.Close()
+	said, refusal, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+
+	cmd := exec.Command("/proc/self/exe", "exec-worker")
+	cmd.ExtraFiles = []*os.File{null, null, null, lifeline, null, recipe, refusal}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err = cmd.Run()
+	refusal.Close()
+	b, rerr := io.ReadAll(said)
+	if cmd.ProcessState.ExitCode() != 126 || !strings.Contains(string(b), "the supervisor is gone") {
+		t.Errorf("%v; it said %q, %v", err, b, rerr)
+	}
 }
 
 // Nobody but fpmd can start exec-worker.

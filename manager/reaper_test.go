@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // reaping makes the test binary a subreaper, with its reaper, for one test.
@@ -52,6 +56,42 @@ func TestReaperLeavesWorkersAlone(t *testing.T) {
 			t.Errorf("it %v, want status 5", p.exit())
 		}
 	}
+}
+
+// Who is not beyond doubt an orphan is not reaped, even when it is looked at.
+func TestNoOrphan(t *testing.T) {
+	own := unix.Getpgrp()
+	isZombie := func(pid int) func() bool {
+		return func() bool { return strings.HasPrefix(procStatus(t, pid)["State"], "Z") }
+	}
+	t.Run("in our process group", func(t *testing.T) {
+		cmd := exec.Command("sh", "-c", "exit 9")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "it has ended", isZombie(cmd.Process.Pid))
+		if ourChildren.reapOrphan(cmd.Process.Pid, own) {
+			t.Error("reaped")
+		}
+		if err := cmd.Wait(); err == nil || err.Error() != "exit status 9" {
+			t.Errorf("os/exec got %v", err)
+		}
+	})
+	t.Run("a worker", func(t *testing.T) {
+		attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setpgid: true}}
+		pid, err := ourChildren.fork("/bin/sh", []string{"sh", "-c", "exit 9"}, attr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(t, "it has ended", isZombie(pid))
+		if ourChildren.reapOrphan(pid, own) {
+			t.Error("reaped")
+		}
+		if got := exitStatusOf(ourChildren.reap(pid)); got.code != 9 {
+			t.Errorf("it %v", got)
+		}
+		wantNoChildren(t)
+	})
 }
 
 // What a worker leaves behind is ours to reap, and no zombie of it stays.
