@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// ErrBodyClosed is what Read returns after CloseBody.
+var ErrBodyClosed = errors.New("the request's body is not wanted any more")
+
 // ErrGone is what a request's methods return once its client has left.
 var ErrGone = errors.New("the web server has aborted the request")
 
@@ -46,6 +49,7 @@ type Request struct {
 	spoolRead  int64
 	spoolSize  int64
 	spoolErr   error
+	bodyClosed bool
 	wake       chan struct{} // has room for one; filled when a Read may go on
 
 	first []byte // what First gave away
@@ -151,7 +155,7 @@ func (r *Request) wakeLocked() {
 
 // storeLocked takes a part of the body in. conn.mu is held.
 func (r *Request) storeLocked(b []byte) {
-	if r.gone || r.finished || r.spoolErr != nil {
+	if r.gone || r.finished || r.bodyClosed || r.spoolErr != nil {
 		return
 	}
 	c := r.conn
@@ -216,6 +220,9 @@ func (r *Request) Read(p []byte) (int, error) {
 		case r.gone:
 			c.mu.Unlock()
 			return 0, ErrGone
+		case r.bodyClosed:
+			c.mu.Unlock()
+			return 0, ErrBodyClosed
 		case r.inRead < len(r.in):
 			n := copy(p, r.in[r.inRead:])
 			if r.inRead += n; r.inRead == len(r.in) {
@@ -241,6 +248,18 @@ func (r *Request) Read(p []byte) (int, error) {
 		c.mu.Unlock()
 		<-r.wake // filled by more, by the end, and by the client's leaving
 	}
+}
+
+// CloseBody discards the rest of the body, and ends a Read that waits for it
+// with ErrBodyClosed. Any goroutine may call it.
+func (r *Request) CloseBody() {
+	c := r.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.bodyClosed = true
+	r.in, r.inRead = r.in[:0], 0
+	r.wakeLocked()
+	r.resumeLocked()
 }
 
 // resumeLocked has the reader go on when the body has room again. conn.mu is held.

@@ -1,0 +1,136 @@
+// Command fpmd is a FastCGI process manager: it serves Python WSGI and Go
+// applications in pools of prefork worker processes, behind a web server.
+//
+//	fpmd serve [-c FILE] [--http ADDR]    run the supervisor in the foreground
+//	fpmd check [-c FILE]                  read the configuration and say what is wrong
+//	fpmd request POOL PATH [...]          send one request to a pool's socket
+//	fpmd version                          say which fpmd this is
+//
+// Exit codes: 0 all well; 1 something failed; 22 an answer of 400 or more (request); 64 the command line is
+// wrong; 69 a pool can't be reached (request); 78 the configuration is wrong.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"fpmd/manager"
+)
+
+// Exit codes, where sysexits.h has one for the case.
+const (
+	exitFailure     = 1
+	exitUsage       = 64
+	exitUnavailable = 69
+	exitConfig      = 78
+)
+
+const defaultConfig = "/etc/fpmd/fpmd.toml"
+
+const usage = `fpmd is a FastCGI process manager for Python WSGI and Go applications.
+
+usage:
+  fpmd serve [-c FILE] [--http ADDR]   run the supervisor in the foreground
+  fpmd check [-c FILE]                 read the configuration and say what is wrong
+  fpmd request POOL PATH [...]         send one request to a pool's socket
+  fpmd version                         say which fpmd this is
+
+fpmd COMMAND --help tells more of each. FILE is ` + defaultConfig + ` unless given.
+
+exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool not
+reachable, 78 wrong configuration; request: 22 for an answer of 400 or more.
+`
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "exec-worker" {
+		os.Exit(execWorker(os.Args[2:]))
+	}
+	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
+	if err != nil && err.Error() != "" {
+		fmt.Fprintf(os.Stderr, "fpmd: %v\n", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+// An exitError is an error with an exit code of its own. Its text may be
+// empty, where all has been said.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+func exitCode(err error) int {
+	var e *exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &e):
+		return e.code
+	default:
+		return exitFailure
+	}
+}
+
+// run is the whole command but for its process.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return &exitError{code: exitUsage}
+	}
+	switch args[0] {
+	case "serve":
+		return cmdServe(ctx, args[1:], stdout, stderr)
+	case "check":
+		return cmdCheck(args[1:], stdout, stderr)
+	case "request":
+		return cmdRequest(ctx, args[1:], stdout, stderr)
+	case "version", "--version", "-V":
+		_, err := fmt.Fprintln(stdout, version())
+		return err
+	case "help", "--help", "-h":
+		_, err := fmt.Fprint(stdout, usage)
+		return err
+	}
+	return usageError("unknown command %q: fpmd --help lists them", args[0])
+}
+
+// release is the version of a release, set by the linker.
+var release = ""
+
+func version() string {
+	v := release
+	if v == "" {
+		v = "(development)"
+		if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+			v = bi.Main.Version
+		}
+	}
+	return fmt.Sprintf("fpmd %s %s %s/%s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// loadConfig reads the configuration; what is wrong with it ends the command with exitConfig.
+func loadConfig(path string) (*manager.Config, error) {
+	cfg, err := manager.Load(path, manager.LoadOptions{})
+	if err != nil {
+		return nil, &exitError{exitConfig, err}
+	}
+	return cfg, nil
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"fpmd/manager"
+	"fpmd/worker/python"
+)
+
+const serveHelp = `usage: fpmd serve [-c FILE] [--http ADDR]
+
+Runs the supervisor in the foreground until a signal ends it.
+
+  -c FILE       the configuration (default ` + defaultConfig + `)
+  --http ADDR   serve HTTP on ADDR as well, through the pools' own FastCGI
+                sockets: for trying out, not for the internet. The first pool
+                is at /, each pool is at /NAME/ and at http://NAME.localhost/
+
+signals:
+  TERM, QUIT   stop gently: answer what was accepted, within drain_timeout
+  INT          stop now; so does a second TERM or QUIT
+  HUP          read the configuration again and roll every pool: new workers
+               are ready before old ones leave; when they do not come up, the
+               old ones go on serving
+  USR1, USR2, TTIN, TTOU   have no meaning yet, and do no harm
+`
+
+func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	f := newFlags("serve", serveHelp, stderr)
+	path := f.String("c", defaultConfig, "")
+	httpAddr := f.String("http", "", "")
+	if err := parseFlags(f, args, serveHelp, stdout); err != nil {
+		return done(err)
+	}
+	if f.NArg() > 0 {
+		return usageError("serve takes no argument %q: fpmd serve --help", f.Arg(0))
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	setProcs(cfg.Supervisor.Procs)
+
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGQUIT, unix.SIGINT, unix.SIGHUP,
+		unix.SIGUSR1, unix.SIGUSR2, unix.SIGTTIN, unix.SIGTTOU)
+	defer signal.Stop(signals)
+	signal.Ignore(unix.SIGPIPE) // a reader of our log that ends must not end us
+
+	log, logs, err := manager.OpenLogs(cfg.Supervisor, stderr)
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	defer logs.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := manager.AdoptOrphans(ctx); err != nil {
+		return err
+	}
+	archive, err := python.Archive()
+	if err != nil {
+		return err
+	}
+	m, err := manager.New(cfg, manager.Options{
+		Logger: log, Logs: logs,
+		WSGI: &manager.HostRecipe{Archive: archive, Command: python.Command},
+	})
+	if err != nil {
+		return err
+	}
+	var front sync.WaitGroup
+	frontCtx, endFront := context.WithCancel(ctx)
+	defer endFront()
+	if *httpAddr != "" {
+		l, err := net.Listen("tcp", *httpAddr)
+		if err != nil {
+			m.Stop(ctx)
+			return fmt.Errorf("--http: %w", err)
+		}
+		front.Go(func() { // ends with frontCtx
+			if err := serveFront(frontCtx, l, newFront(frontPools(cfg))); err != nil {
+				log.Error("built-in HTTP front", "cause", err)
+			}
+		})
+		log.Info("built-in HTTP front", "url", "http://"+l.Addr().String()+"/")
+	}
+	log.Info("fpmd starts", "version", version(), "pid", os.Getpid(), "config", cfg.Path, "procs", runtime.GOMAXPROCS(0))
+	m.Start()
+	s := &supervisor{m: m, path: *path, log: log}
+	s.run(ctx, signals, func() { endFront(); front.Wait() })
+	log.Info("fpmd has stopped")
+	return nil
+}
+
+// setProcs says on how many processors Go runs at once. Each exchange
+// wakes four processes; what counts is that this one is not woken on another
+// processor than the one it sleeps on. Measured on two processors; see docs/performance.md.
+func setProcs(configured int) {
+	switch {
+	case configured > 0:
+		runtime.GOMAXPROCS(configured)
+	case os.Getenv("GOMAXPROCS") == "":
+		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/4))
+	}
+}
+
+// A supervisor turns signals into what the manager does.
+type supervisor struct {
+	m    *manager.Manager
+	path string
+	log  *slog.Logger
+}
+
+// run serves until a signal has stopped all. endFront ends the built-in front,
+// the first to stop, as a web server would be.
+func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront func()) {
+	now, stopNow := context.WithCancelCause(ctx)
+	defer stopNow(nil)
+	reloads := make(chan struct{}, 1) // a reload that waits stands for all that come meanwhile
+	reloadCtx, endReloads := context.WithCancel(now)
+	defer endReloads()
+	var wg sync.WaitGroup
+	wg.Go(func() { s.reloadLoop(reloadCtx, reloads) }) // ends with reloadCtx
+	wg.Go(func() {                                     // ends when ready, or with now
+		select {
+		case <-s.m.Ready():
+			s.log.Info("every pool is ready")
+			s.notify(daemon.SdNotifyReady + "\nSTATUS=serving")
+		case <-now.Done():
+		}
+	})
+	var stopped chan struct{}
+	for {
+		select {
+		case sig := <-signals:
+			switch sig {
+			case unix.SIGHUP:
+				select {
+				case reloads <- struct{}{}:
+				default:
+				}
+				continue
+			case unix.SIGUSR1, unix.SIGUSR2, unix.SIGTTIN, unix.SIGTTOU:
+				s.log.Info("signal has no meaning yet", "signal", unix.SignalName(sig.(unix.Signal)))
+				continue
+			}
+			s.log.Info("stopping", "signal", unix.SignalName(sig.(unix.Signal)))
+			if sig == unix.SIGINT || stopped != nil {
+				stopNow(errors.New("stopped by a signal that does not wait"))
+			}
+		case <-ctx.Done():
+			stopNow(context.Cause(ctx))
+		case <-stopped:
+			endReloads()
+			stopNow(nil)
+			wg.Wait()
+			return
+		}
+		if stopped == nil {
+			stopped = make(chan struct{})
+			s.notify(daemon.SdNotifyStopping + "\nSTATUS=stopping")
+			endReloads()
+			go func() { // ends with the last worker
+				endFront()
+				s.m.Stop(now)
+				close(stopped)
+			}()
+		}
+		if ctx.Err() != nil {
+			ctx = context.WithoutCancel(ctx) // said once
+		}
+	}
+}
+
+func (s *supervisor) reloadLoop(ctx context.Context, reloads <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-reloads:
+		}
+		s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
+		status := "serving"
+		if err := s.reload(ctx); err != nil {
+			s.log.Error("reload", "cause", err)
+			status = "serving; the last reload did not work, see the log"
+		} else {
+			s.log.Info("reloaded")
+		}
+		if ctx.Err() == nil {
+			s.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
+		}
+	}
+}
+
+func (s *supervisor) reload(ctx context.Context) error {
+	cfg, err := manager.Load(s.path, manager.LoadOptions{})
+	if err != nil {
+		return fmt.Errorf("the configuration is refused, and the old one stays: %w", err)
+	}
+	return s.m.Reload(ctx, cfg)
+}
+
+// notify tells systemd, where there is one.
+func (s *supervisor) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		s.log.Warn("notify systemd", "cause", err)
+	}
+}
+
+// frontPools is what the built-in front serves.
+func frontPools(cfg *manager.Config) (ps []frontPool) {
+	for _, p := range cfg.Pools {
+		ps = append(ps, frontPool{Name: p.Name, Network: p.Listen[0].Network, Address: p.Listen[0].Address, ScriptName: p.ScriptName})
+	}
+	return ps
+}

@@ -1,0 +1,164 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A listener is one address of a pool, bound and listening. A Unix socket is
+// made under a name of its own in its folder and renamed into place, so that at no moment
+// it has the wrong owner or mode, and no link that somebody put there is followed.
+type listener struct {
+	net.Listener
+	addr Address
+	dev  uint64 // of the socket's file: only what we made is removed
+	ino  uint64
+}
+
+// listen binds a as cfg says.
+func listen(a Address, cfg *PoolConfig) (*listener, error) {
+	if a.Network != "unix" {
+		l, err := listenTCP(a.Address, cfg.ListenBacklog)
+		if err != nil {
+			return nil, fmt.Errorf("pool %s: listen on %s: %w", cfg.Name, a.Address, err)
+		}
+		return &listener{Listener: l, addr: a}, nil
+	}
+	l, err := listenUnix(a, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: listen on %s: %w", cfg.Name, a.Address, err)
+	}
+	return l, nil
+}
+
+// listenTCP leaves the resolving to net and the backlog, which net does not
+// let one choose, to a second listen(2).
+func listenTCP(address string, backlog int) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return l, setBacklog(l.(*net.TCPListener), backlog)
+}
+
+func setBacklog(l syscall.Conn, backlog int) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var lerr error
+	err = raw.Control(func(fd uintptr) { lerr = unix.Listen(int(fd), backlog) })
+	return errors.Join(err, lerr)
+}
+
+func listenUnix(a Address, cfg *PoolConfig) (_ *listener, err error) {
+	dir, name := filepath.Split(a.Address)
+	if err := inUse(a.Address); err != nil {
+		return nil, err
+	}
+	temp := filepath.Join(dir, "."+strconv.Itoa(os.Getpid())+"."+name)
+	if len(temp) > maxSocketPath { // a name that is as long as can be leaves no room for another
+		temp = filepath.Join(dir, "."+strconv.Itoa(os.Getpid()))
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+			os.Remove(temp) // there or not: it was ours
+		}
+	}()
+	if err := setBacklog(l, cfg.ListenBacklog); err != nil {
+		return nil, err
+	}
+	if cfg.ListenOwner >= 0 || cfg.ListenGroup >= 0 {
+		if err := os.Lchown(temp, cfg.ListenOwner, cfg.ListenGroup); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Chmod(temp, cfg.ListenMode); err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(temp, &st); err != nil {
+		return nil, &os.PathError{Op: "lstat", Path: temp, Err: err}
+	}
+	if err := os.Rename(temp, a.Address); err != nil {
+		return nil, err
+	}
+	return &listener{Listener: l, addr: a, dev: st.Dev, ino: st.Ino}, nil
+}
+
+// maxSocketPath is what sun_path holds, less its final NUL.
+const maxSocketPath = 107
+
+// inUse reports what stands in the way of a socket at path: something that is
+// no socket, or one that somebody listens on. What a dead process left does not.
+func inUse(path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case fi.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("there is a file that is no socket (%v): remove it, or choose another path", fi.Mode().Type())
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+		return errors.New("another process is listening there: stop it, or choose another path")
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("find out whether the socket there is in use: %w", err)
+}
+
+// unlink removes the name of a Unix socket, if it is still ours.
+func (l *listener) unlink() {
+	if l.addr.Network != "unix" {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Lstat(l.addr.Address, &st) == nil && st.Dev == l.dev && st.Ino == l.ino {
+		os.Remove(l.addr.Address) // gone between the two or not: nothing is left to do
+	}
+}
+
+// close undoes listen, for a listener that nobody serves.
+func (l *listener) close() {
+	l.unlink()
+	l.Close()
+}
+
+// allowed is the filter of allowed_clients; it lets every Unix client pass.
+func allowed(prefixes []netip.Prefix) func(net.Addr) bool {
+	if len(prefixes) == 0 {
+		return nil
+	}
+	return func(a net.Addr) bool {
+		tcp, ok := a.(*net.TCPAddr)
+		if !ok {
+			return true
+		}
+		ip := tcp.AddrPort().Addr().Unmap()
+		for _, p := range prefixes {
+			if p.Contains(ip) {
+				return true
+			}
+		}
+		return false
+	}
+}

@@ -1,0 +1,193 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// Logs are the files that fpmd writes lines to, each opened once.
+type Logs struct {
+	mu    sync.Mutex
+	files map[string]*lineFile
+	main  *lineFile
+}
+
+// flushAfter is how long an access log's line may wait for others to be
+// written with it.
+const flushAfter = 100 * time.Millisecond
+
+// OpenLogs opens the log of s and gives its logger; stderr is where it goes
+// when s names no file.
+func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
+	ls := &Logs{files: make(map[string]*lineFile)}
+	if s.Log == "" {
+		ls.main = &lineFile{w: stderr}
+		ls.files[""] = ls.main
+	} else {
+		f, err := ls.open(s.Log)
+		if err != nil {
+			return nil, nil, err
+		}
+		ls.main = f
+	}
+	return slog.New(handler(s, ls.main, s.LogLevel)), ls, nil
+}
+
+func handler(s Supervisor, w io.Writer, level slog.Leveler) slog.Handler {
+	o := &slog.HandlerOptions{Level: level}
+	if s.LogFormat == "json" {
+		return slog.NewJSONHandler(w, o)
+	}
+	return slog.NewTextHandler(w, o)
+}
+
+func (ls *Logs) open(path string) (*lineFile, error) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if f := ls.files[path]; f != nil {
+		return f, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	lf := &lineFile{w: f, c: f}
+	ls.files[path] = lf
+	return lf, nil
+}
+
+// Close writes what waits and closes the files.
+func (ls *Logs) Close() error {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	var errs []error
+	for _, f := range ls.files {
+		errs = append(errs, f.close())
+	}
+	return errors.Join(errs...)
+}
+
+// A lineFile takes whole lines. Those of access logs it keeps for a moment, to
+// write many at once; any other line takes those before it along.
+type lineFile struct {
+	w io.Writer
+	c io.Closer // nil: not ours to close
+
+	mu      sync.Mutex
+	kept    []byte
+	flusher *time.Timer
+	failed  bool // the last write failed, and was complained of
+}
+
+const keptLines = 64 << 10
+
+// Write writes line at once.
+func (f *lineFile) Write(line []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.kept) == 0 {
+		return f.w.Write(line)
+	}
+	f.kept = append(f.kept, line...)
+	return len(line), f.flushLocked()
+}
+
+// keep writes line within flushAfter.
+func (f *lineFile) keep(line []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.kept) == 0 {
+		if f.flusher == nil {
+			f.flusher = time.AfterFunc(flushAfter, f.flush)
+		} else {
+			f.flusher.Reset(flushAfter)
+		}
+	}
+	f.kept = append(f.kept, line...)
+	if len(f.kept) >= keptLines {
+		_ = f.flushLocked() // flush complains
+	}
+}
+
+func (f *lineFile) flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_ = f.flushLocked()
+}
+
+// flushLocked writes what is kept. It is held over I/O, so that lines stay in
+// order; a log that can't be written loses lines rather than requests.
+func (f *lineFile) flushLocked() error {
+	if len(f.kept) == 0 {
+		return nil
+	}
+	_, err := f.w.Write(f.kept)
+	f.kept = f.kept[:0]
+	if err != nil && !f.failed {
+		os.Stderr.WriteString("fpmd: write the log: " + err.Error() + ": lines are lost until it works again\n")
+	}
+	f.failed = err != nil
+	return err
+}
+
+func (f *lineFile) close() error {
+	f.flush()
+	if f.c == nil {
+		return nil
+	}
+	return f.c.Close()
+}
+
+// keeper is lineFile as a Writer that may wait.
+type keeper struct{ f *lineFile }
+
+func (k keeper) Write(line []byte) (int, error) {
+	k.f.keep(line)
+	return len(line), nil
+}
+
+// An accessLog has a line for every request of a pool.
+type accessLog struct {
+	log *slog.Logger
+}
+
+// access opens the access log of a pool; nil: it has none.
+func (ls *Logs) access(cfg *PoolConfig, s Supervisor) (*accessLog, error) {
+	var f *lineFile
+	switch cfg.AccessLog {
+	case "":
+		return nil, nil
+	case "-":
+		f = ls.main
+	default:
+		var err error
+		if f, err = ls.open(cfg.AccessLog); err != nil {
+			return nil, err
+		}
+	}
+	return &accessLog{log: slog.New(handler(s, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
+}
+
+func (a *accessLog) write(x *exchange, o outcome) {
+	a.log.LogAttrs(context.Background(), slog.LevelInfo, "request",
+		slog.String("id", x.env.id),
+		slog.String("client", string(x.env.client)),
+		slog.String("method", string(x.env.method)),
+		slog.String("uri", string(x.env.uri)),
+		slog.Int("status", x.status),
+		slog.String("outcome", o.String()),
+		slog.Int64("bytes", x.bytes),
+		slog.Float64("queue_ms", milliseconds(x.queuedFor)),
+		slog.Float64("run_ms", milliseconds(x.ranFor)),
+		slog.Int("worker", x.worker),
+	)
+}
+
+func milliseconds(d time.Duration) float64 {
+	return float64(d.Microseconds()) / 1000
+}

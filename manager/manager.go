@@ -1,0 +1,279 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options is what a Manager is handed besides its configuration. There is no
+// default for the Logger.
+type Options struct {
+	Logger *slog.Logger
+	// Logs are the log files, which access logs that go "with the log" share.
+	Logs *Logs
+	// WSGI is how Python applications are hosted; without it there are none.
+	WSGI *HostRecipe
+}
+
+// A HostRecipe is how a program becomes a host for applications of one kind.
+type HostRecipe struct {
+	// Archive is what the host is read from. It reaches the worker through a
+	// sealed memfd, never through a file that others could write.
+	Archive []byte
+	// Command is the argument vector that hosts spec, the archive being at fd.
+	Command func(interpreter, spec string, fd int) []string
+}
+
+// A Manager runs the pools of one configuration: their sockets, their queues,
+// their workers.
+type Manager struct {
+	log    *slog.Logger
+	opts   Options
+	cfg    *Config // guarded by reload
+	lock   *os.File
+	socks  string   // folder of the workers' sockets
+	host   *os.File // WSGI's archive
+	pools  []*pool
+	starts chan struct{} // has room for as many workers as start at once
+	ids    atomic.Int64  // of workers
+
+	reload  sync.Mutex // held while a reload or the stop is under way
+	stopped bool       // guarded by reload
+	serving sync.WaitGroup
+	ready   chan struct{}
+}
+
+// New makes the runtime folder, binds every socket, and returns a Manager that
+// Start sets going. With an error nothing is left behind.
+func New(cfg *Config, o Options) (_ *Manager, err error) {
+	m := &Manager{
+		log: o.Logger, opts: o, cfg: cfg,
+		starts: make(chan struct{}, max(2, runtime.NumCPU())),
+		ready:  make(chan struct{}),
+	}
+	defer func() {
+		if err != nil {
+			m.release()
+		}
+	}()
+	if err := m.claim(cfg.Supervisor.RuntimeDir); err != nil {
+		return nil, err
+	}
+	if o.WSGI != nil {
+		if m.host, err = sealedMemfd("fpmd-host", o.WSGI.Archive); err != nil {
+			return nil, err
+		}
+	}
+	for _, pc := range cfg.Pools {
+		p := newPool(m, pc)
+		m.pools = append(m.pools, p)
+		for _, a := range pc.Listen {
+			l, err := listen(a, pc)
+			if err != nil {
+				return nil, err
+			}
+			p.listeners = append(p.listeners, l)
+		}
+		if p.access, err = o.Logs.access(pc, cfg.Supervisor); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// claim makes the runtime folder ours. Whoever holds its lock is alive; what a
+// dead one left in it is removed.
+func (m *Manager) claim(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("runtime_dir: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("runtime_dir: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("runtime_dir %s: another fpmd runs with it: stop it, or give each its own", dir)
+		}
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	m.lock = lock
+	m.socks = filepath.Join(dir, "workers")
+	if err := os.RemoveAll(m.socks); err != nil {
+		return fmt.Errorf("remove what is left of an earlier run: %w", err)
+	}
+	if err := os.Mkdir(m.socks, 0o700); err != nil {
+		return fmt.Errorf("folder for worker sockets: %w", err)
+	}
+	return nil
+}
+
+// release gives back what claim and New took.
+func (m *Manager) release() {
+	for _, p := range m.pools {
+		for _, l := range p.listeners {
+			l.close()
+		}
+	}
+	if m.host != nil {
+		m.host.Close()
+	}
+	if m.lock != nil {
+		os.RemoveAll(m.socks)
+		os.Remove(m.lock.Name())
+		m.lock.Close()
+	}
+}
+
+func sealedMemfd(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create for %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(content); err != nil {
+		return nil, errors.Join(fmt.Errorf("write %s: %w", name, err), f.Close())
+	}
+	seals := unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, errors.Join(fmt.Errorf("seal %s: %w", name, err), f.Close())
+	}
+	return f, nil
+}
+
+// Start starts the workers and serves. It does not wait for anything; Ready does.
+func (m *Manager) Start() {
+	for _, p := range m.pools {
+		p.begin()
+		for _, l := range p.listeners {
+			m.serving.Go(func() { p.server.Serve(l.Listener) }) // ends at Stop
+		}
+	}
+	go func() { // ends when every pool is ready, which Stop does not wait for
+		for _, p := range m.pools {
+			<-p.readyOnce
+		}
+		close(m.ready)
+	}()
+}
+
+// Ready is closed once every pool has had a worker that can take a request.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// Reload rolls every pool to what cfg says of it: new workers are ready before
+// the old ones leave, and no request is lost. Where a pool's new workers do not
+// come up, its old ones go on serving, and the error says so; the other pools
+// are rolled all the same. What can't be changed without a restart (the pools that there are,
+// where they listen, [supervisor]) refuses the whole reload. Ending ctx gives up what
+// has not come up yet.
+func (m *Manager) Reload(ctx context.Context, cfg *Config) error {
+	m.reload.Lock()
+	defer m.reload.Unlock()
+	if m.stopped {
+		return errors.New("reload: fpmd is stopping")
+	}
+	if err := restartNeeded(m.cfg, cfg); err != nil {
+		return err
+	}
+	errs := make([]error, len(m.pools))
+	var wg sync.WaitGroup
+	for i, p := range m.pools {
+		wg.Go(func() { errs[i] = p.roll(ctx, cfg.Pools[i]) })
+	}
+	wg.Wait()
+	m.cfg = cfg
+	return errors.Join(errs...)
+}
+
+// restartNeeded says what a reload from old to next would have to change that it can't.
+func restartNeeded(old, next *Config) error {
+	const advice = "restart fpmd for that"
+	names := func(c *Config) (s []string) {
+		for _, p := range c.Pools {
+			s = append(s, p.Name)
+		}
+		return s
+	}
+	if o, n := strings.Join(names(old), ", "), strings.Join(names(next), ", "); o != n {
+		return fmt.Errorf("reload: the pools are now %s, not %s: %s", n, o, advice)
+	}
+	if old.Supervisor.RuntimeDir != next.Supervisor.RuntimeDir {
+		return fmt.Errorf("reload: runtime_dir is now %s, not %s: %s", next.Supervisor.RuntimeDir, old.Supervisor.RuntimeDir, advice)
+	}
+	for i, o := range old.Pools {
+		n := next.Pools[i]
+		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxEnviron, o.AccessLog) !=
+			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxEnviron, n.AccessLog) {
+			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_environ or access_log has changed: %s", o.Name, advice)
+		}
+	}
+	return nil
+}
+
+// Stop answers what was accepted, stops the workers, and removes what New
+// made. When ctx ends first, requests are cut and workers killed. It returns when no
+// process is left.
+func (m *Manager) Stop(ctx context.Context) {
+	m.reload.Lock() // a reload under way ends first: its context is the caller's to end
+	defer m.reload.Unlock()
+	m.stopped = true
+	var wg sync.WaitGroup
+	for _, p := range m.pools {
+		wg.Go(func() { // within drain_timeout
+			pctx, cancel := context.WithTimeoutCause(ctx, p.config().DrainTimeout, errors.New("drain_timeout is over"))
+			defer cancel()
+			p.stop(pctx)
+		})
+	}
+	wg.Wait()
+	m.serving.Wait()
+	m.release()
+}
+
+func (m *Manager) nextWorker() int { return int(m.ids.Add(1)) }
+
+// launch is the recipe for worker id of this pool.
+func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
+	l := launch{
+		pool: cfg.Name, id: id,
+		argv: cfg.Command,
+		dir:  cfg.Directory,
+		env:  cfg.Environ(os.Environ()),
+		cred: cfg.Cred, umask: cfg.Umask,
+		threads: cfg.Threads, debug: cfg.Debug,
+		socketDir:    p.mgr.socks,
+		startTimeout: cfg.StartTimeout, stopTimeout: cfg.StopTimeout,
+		logger: p.log,
+	}
+	if cfg.WSGI != "" {
+		if p.mgr.host == nil {
+			return l, fmt.Errorf("pool %s: this fpmd was built without the WSGI host", cfg.Name)
+		}
+		l.host = p.mgr.host
+		l.argv = p.mgr.opts.WSGI.Command(cfg.Python, cfg.WSGI, hostFD)
+		l.threads = 1
+		l.env = append(l.env, "FPMD_DIRECTORY="+cfg.Directory, "FPMD_PYTHON_PATH="+strings.Join(cfg.PythonPath, ":"))
+	}
+	return l, nil
+}
+
+// AdoptOrphans makes this process the parent of whatever its workers leave
+// behind, and reaps it until ctx ends.
+func AdoptOrphans(ctx context.Context) error {
+	if err := becomeSubreaper(); err != nil {
+		return err
+	}
+	go reapOrphans(ctx)
+	return nil
+}

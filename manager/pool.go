@@ -1,0 +1,372 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"fpmd/fcgi"
+)
+
+// A pool is one application: its listeners, its queue, and its workers.
+type pool struct {
+	name      string
+	mgr       *Manager
+	log       *slog.Logger
+	server    *fcgi.Server
+	listeners []*listener
+	access    *accessLog // nil: off
+	numbers   atomic.Uint64
+	backoff   backoff
+	cfg       atomic.Pointer[PoolConfig] // of the serving generation; stored under mu
+
+	// mu guards the states of workers and what follows. No I/O and no wait
+	// happens under it.
+	mu      sync.Mutex
+	gen     *generation // the serving one; nil before the first
+	workers map[*worker]struct{}
+	idle    []*slot // free slots of the serving generation, most recently used last
+	queue   queue
+	stopped bool // no request is given to a worker any more
+	ready   bool // a worker has been ready; readyOnce is closed
+	lastErr error
+	gens    int
+
+	readyOnce chan struct{}  // closed when the pool is ready for the first time
+	wg        sync.WaitGroup // keepers of places, and workers until they are gone
+}
+
+func newPool(m *Manager, cfg *PoolConfig) *pool {
+	p := &pool{
+		name: cfg.Name, mgr: m,
+		log:       m.log.With("pool", cfg.Name),
+		workers:   make(map[*worker]struct{}),
+		readyOnce: make(chan struct{}),
+	}
+	p.cfg.Store(cfg)
+	p.server = &fcgi.Server{
+		Handler:   p.serve,
+		MaxParams: int(cfg.MaxEnviron),
+		Logger:    p.log,
+		Allow:     allowed(cfg.AllowedClients),
+	}
+	return p
+}
+
+func (p *pool) config() *PoolConfig { return p.cfg.Load() }
+
+// enrol lists w until it is gone.
+func (p *pool) enrol(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.workers[w] = struct{}{}
+	p.wg.Go(func() { // ends with the worker
+		<-w.gone
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.workers, w)
+	})
+}
+
+// workersOf lists the workers of g, or of all generations when g is nil.
+func (p *pool) workersOf(g *generation) (ws []*worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for w := range p.workers {
+		if g == nil || w.gen == g {
+			ws = append(ws, w)
+		}
+	}
+	return ws
+}
+
+func (p *pool) servedBy(w *worker) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return w.served
+}
+
+// failed keeps the reason why there is no worker.
+func (p *pool) failed(err error) {
+	p.mu.Lock()
+	p.lastErr = err
+	p.mu.Unlock()
+}
+
+// begin starts the pool's first generation, whose workers come up, and come
+// up again, on their own.
+func (p *pool) begin() {
+	g := p.newGeneration(p.config())
+	p.mu.Lock()
+	p.gen = g
+	p.mu.Unlock()
+	for range g.cfg.Workers {
+		p.wg.Go(func() { g.keep(nil) }) // ends when the generation is retired
+	}
+}
+
+func (p *pool) newGeneration(cfg *PoolConfig) *generation {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gens++
+	g := &generation{pool: p, cfg: cfg, n: p.gens}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	return g
+}
+
+// roll replaces the serving generation by a new one of cfg: a first worker, to see
+// whether it comes up at all, then the others side by side; only when all are
+// ready do they take over, and the old ones finish what they have. When one does not come
+// up, the new generation is given up, and the old one goes on serving.
+func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
+	g := p.newGeneration(cfg)
+	ws := make([]*worker, cfg.Workers)
+	var err error
+	if ws[0], err = g.startWorker(ctx); err == nil {
+		rest, rctx := errgroup.WithContext(ctx)
+		for i := 1; i < len(ws); i++ {
+			rest.Go(func() (err error) {
+				ws[i], err = g.startWorker(rctx)
+				return err
+			})
+		}
+		err = rest.Wait()
+	}
+	if err != nil {
+		g.retire("its generation did not come up")
+		return fmt.Errorf("pool %s: the new workers did not come up, the old ones go on serving: %w", p.name, err)
+	}
+	p.mu.Lock()
+	old := p.gen
+	p.gen = g
+	p.cfg.Store(cfg)
+	p.readyLocked()
+	var free []*slot
+	for _, s := range p.idle {
+		if s.w.gen != g {
+			free = append(free, s) // of the old generation: leaveLocked, below, finds none
+		}
+	}
+	p.idle = p.idle[:0]
+	for _, w := range ws {
+		for _, s := range w.spare {
+			p.giveLocked(s)
+		}
+		w.spare = nil
+	}
+	p.mu.Unlock()
+	closeAll(free)
+	for _, w := range ws {
+		p.wg.Go(func() { g.keep(w) }) // ends when the generation is retired
+	}
+	if old != nil {
+		old.retire("replaced by a reload")
+	}
+	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
+	return nil
+}
+
+// giveLocked puts a free slot to use: for who has waited longest, or for who
+// comes next. mu is held.
+func (p *pool) giveLocked(s *slot) {
+	if x := p.queue.pop(); x != nil {
+		s.w.taken++
+		s.w.moveLocked(busy)
+		x.slot = s
+		x.turn <- struct{}{}
+		return
+	}
+	p.idle = append(p.idle, s)
+}
+
+// offer gives a slot back that was taken and is greeted now; answered says
+// that it has just answered an exchange.
+func (p *pool) offer(s *slot, answered bool) {
+	w := s.w
+	p.mu.Lock()
+	w.taken--
+	if answered {
+		w.served++
+	}
+	switch {
+	case w.state == draining || w.state == gone:
+		w.drainedLocked()
+		p.mu.Unlock()
+		s.Close()
+		return
+	case p.gen != w.gen: // its turn has not come, or is over and w about to leave
+		w.spare = append(w.spare, s)
+		w.standLocked()
+	default:
+		w.standLocked()
+		p.giveLocked(s)
+		p.readyLocked()
+	}
+	p.mu.Unlock()
+}
+
+func (p *pool) readyLocked() {
+	if !p.ready {
+		p.ready = true
+		close(p.readyOnce)
+	}
+}
+
+// discard takes note that a slot is closed and does not come back.
+func (p *pool) discard(s *slot) {
+	s.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.w.taken--
+	s.w.drainedLocked()
+}
+
+// acquire takes a slot for x, which waits in the queue where none is free. It
+// reports ok with x.slot set, or why there is none.
+func (p *pool) acquire(x *exchange) outcome {
+	p.mu.Lock()
+	if p.stopped {
+		p.mu.Unlock()
+		return stopping
+	}
+	if n := len(p.idle); n > 0 {
+		s := p.idle[n-1]
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		s.w.taken++
+		s.w.moveLocked(busy)
+		x.slot = s
+		p.mu.Unlock()
+		return ok
+	}
+	if p.queue.n >= p.config().QueueSize {
+		p.mu.Unlock()
+		return queueFull
+	}
+	if p.backoff.failing() && p.noneReadyLocked() {
+		p.mu.Unlock()
+		return bootFailed
+	}
+	p.queue.push(x)
+	wait := p.config().QueueTimeout
+	p.mu.Unlock()
+
+	x.timer.Reset(wait)
+	defer x.timer.Stop()
+	why := ok
+	select {
+	case <-x.turn:
+		return x.outcomeOfTurn()
+	case <-x.req.Gone():
+		why = clientGone
+	case <-x.timer.C:
+		why = queueTimeout
+	}
+	p.mu.Lock()
+	if p.queue.remove(x) {
+		if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
+			why = bootFailed
+		}
+		p.mu.Unlock()
+		return why
+	}
+	p.mu.Unlock()
+	// A slot came at the same moment.
+	<-x.turn
+	if o := x.outcomeOfTurn(); o != ok {
+		return o
+	}
+	if why == clientGone {
+		p.offer(x.slot, false)
+		x.slot = nil
+		return clientGone
+	}
+	return ok
+}
+
+func (p *pool) noneReadyLocked() bool {
+	for w := range p.workers {
+		if w.gen == p.gen && (w.state == idle || w.state == busy) {
+			return false
+		}
+	}
+	return true
+}
+
+// stop ends the pool. Until ctx ends, what was accepted is answered; then
+// what is left is cut. It returns when no process of the pool is left.
+func (p *pool) stop(ctx context.Context) {
+	for _, l := range p.listeners {
+		l.unlink() // nobody new finds it; who has connected is still accepted
+	}
+	if err := p.server.Shutdown(ctx); err != nil {
+		p.log.Warn("requests cut by the stop", "cause", context.Cause(ctx))
+	}
+	p.mu.Lock()
+	p.stopped = true
+	for x := p.queue.pop(); x != nil; x = p.queue.pop() {
+		x.turn <- struct{}{}
+	}
+	g := p.gen
+	p.mu.Unlock()
+	if g != nil {
+		g.retire("stop")
+	}
+	kill := context.AfterFunc(ctx, func() {
+		for _, w := range p.workersOf(nil) {
+			w.kill()
+		}
+	})
+	defer kill()
+	p.wg.Wait()
+}
+
+// A queue holds the exchanges that wait for a slot, in the order in which they
+// came. It is a list through them, so that one that leaves leaves at once.
+type queue struct {
+	first, last *exchange
+	n           int
+}
+
+func (q *queue) push(x *exchange) {
+	x.prev, x.next, x.queued = q.last, nil, true
+	if q.last != nil {
+		q.last.next = x
+	} else {
+		q.first = x
+	}
+	q.last = x
+	q.n++
+}
+
+func (q *queue) pop() *exchange {
+	x := q.first
+	if x != nil {
+		q.remove(x)
+	}
+	return x
+}
+
+// remove reports whether x was in the queue.
+func (q *queue) remove(x *exchange) bool {
+	if !x.queued {
+		return false
+	}
+	if x.prev != nil {
+		x.prev.next = x.next
+	} else {
+		q.first = x.next
+	}
+	if x.next != nil {
+		x.next.prev = x.prev
+	} else {
+		q.last = x.prev
+	}
+	x.prev, x.next, x.queued = nil, nil, false
+	q.n--
+	return true
+}

@@ -1,0 +1,343 @@
+package manager
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"fpmd/fcgi"
+	"fpmd/protocol"
+)
+
+// An exchange is one request on its way through a pool.
+type exchange struct {
+	pool *pool
+	req  *fcgi.Request
+	env  environ
+	body []byte // the first part of the request's body
+	all  bool   // it is all of it
+
+	slot   *slot
+	worker int // id of the worker that had it last
+	buf    *protocol.Buffer
+
+	pump     sync.WaitGroup // the goroutine that sends the rest of the body
+	bodySent bool           // its word that it has sent all of it, or the end in its place
+
+	queuedFor time.Duration
+	ranFor    time.Duration
+	sent      bool // something of an answer has gone to the web server
+	status    int
+	bytes     int64  // of the answer's body
+	cause     string // what the outcome does not say by itself
+
+	// The queue's, under pool.mu, but for turn and timer, which are the exchange's.
+	prev, next *exchange
+	queued     bool
+	turn       chan struct{} // has room for one: a slot was set, or the pool has stopped
+	timer      *time.Timer
+}
+
+var exchanges = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return &exchange{turn: make(chan struct{}, 1), timer: t, env: environ{seen: new(nameSet)}}
+}}
+
+// maxResends bounds how often a request that provably never started is sent again.
+const maxResends = 2
+
+// serve answers one request. Read downwards, it is a request's whole life in
+// the manager: there is no other path.
+func (p *pool) serve(r *fcgi.Request) {
+	x := exchanges.Get().(*exchange)
+	x.pool, x.req = p, r
+	o := x.prepare()
+	for sends := 0; o == ok; sends++ {
+		waiting := time.Now()
+		if o = p.acquire(x); o != ok {
+			x.queuedFor += time.Since(waiting)
+			break
+		}
+		running := time.Now()
+		x.queuedFor += running.Sub(waiting)
+		var again bool
+		o, again = x.run(running)
+		x.ranFor = time.Since(running)
+		if !again || sends == maxResends {
+			break
+		}
+		o = ok // it never started: another worker may have it
+	}
+	if !x.sent && o != ok && o != appError && o != clientGone {
+		x.refuse(o)
+	}
+	x.account(o)
+	x.free()
+}
+
+// prepare makes the environ, and the frame that carries it with the first
+// part of the body.
+func (x *exchange) prepare() outcome {
+	if x.req.TooLarge() {
+		x.env.refuse("more parameters than max_environ = %d bytes", x.pool.server.MaxParams)
+		return tooLarge
+	}
+	x.env.block = append(x.env.block[:0], make([]byte, protocol.RequestHead)...)
+	if o := x.env.normalise(x.req.Params(), x.pool.config().ScriptName); o != ok {
+		return o
+	}
+	x.body, x.all = x.req.First()
+	return ok
+}
+
+// run hands the exchange to the worker behind x.slot and relays its answer. It reports
+// again, with the outcome that it would be else, when the worker has provably never begun it.
+func (x *exchange) run(now time.Time) (o outcome, again bool) {
+	s := x.slot
+	cfg := s.w.gen.cfg
+	x.worker = s.w.id
+	environLen := len(x.env.block) - protocol.RequestHead
+	frame := append(x.env.block, x.body...)
+	x.env.block = frame[:len(x.env.block)]
+	s.Send(frame, environLen, x.all, x.pool.numbers.Add(1))
+	deadline := after(now, cfg.RequestTimeout)
+	s.SetDeadline(deadline)
+	if !x.req.Watch(s) {
+		return x.lost(protocol.ErrAborted, now)
+	}
+	if !x.all {
+		if err := s.Flush(); err != nil {
+			return x.lost(err, now)
+		}
+		x.pump.Go(x.sendBody) // ends with the body, with CloseBody, or with the slot's connection
+	}
+	if x.buf == nil {
+		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
+	}
+	for {
+		a, err := s.Receive(x.buf, x.req)
+		if err != nil {
+			return x.lost(err, now)
+		}
+		if a.Status != 0 {
+			x.status = a.Status
+		}
+		if a.Failed {
+			o = appError
+		}
+		x.bytes += int64(a.Body)
+		if a.Last || a.Cut {
+			return x.finish(a, o), false
+		}
+		x.sent = true
+		if err := x.req.Send(a.Bytes); err != nil {
+			return x.lost(protocol.ErrAborted, now)
+		}
+		if cfg.RequestTimeout > 0 {
+			s.SetDeadline(time.Now().Add(cfg.RequestTimeout)) // the clock starts anew with every block
+		}
+	}
+}
+
+// after is t later than now, or never when t is 0.
+func after(now time.Time, t time.Duration) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return now.Add(t)
+}
+
+// finish ends an exchange whose answer has ended. Where somebody waits for the
+// slot, he gets it before the web server gets the answer: the worker should
+// not sleep in the meantime.
+func (x *exchange) finish(a protocol.Answer, o outcome) outcome {
+	s := x.slot
+	x.req.Watch(nil)
+	if x.all {
+		x.slot = nil
+		x.pool.offer(s, true)
+	}
+	switch {
+	case a.Last:
+		x.sent = true
+		if err := x.req.SendLast(a.Bytes); err != nil {
+			o = clientGone
+		}
+	case x.sent || a.Status != 0: // cut: the web server must see it
+		if len(a.Bytes) > 0 {
+			x.req.Send(a.Bytes) // its error changes nothing: the connection ends anyway
+		}
+		x.sent = true
+		x.cause = "the answer was cut"
+		x.req.Cut()
+		o = appError
+	default:
+		x.cause = "the worker had no answer"
+		o = appError
+		if !a.Failed {
+			o = badAnswer
+		}
+	}
+	if !x.all {
+		x.endBody(s)
+	}
+	return o
+}
+
+// endBody waits for the body's sender, which an answer may overtake, and
+// gives the slot back.
+func (x *exchange) endBody(s *slot) {
+	x.slot = nil
+	x.req.CloseBody()
+	stuck := time.AfterFunc(s.w.gen.cfg.StopTimeout, s.Abort) // a worker that answers must read off the rest
+	x.pump.Wait()
+	stuck.Stop()
+	if x.bodySent {
+		x.pool.offer(s, true)
+		return
+	}
+	s.Abandon()
+	s.w.settle(s, time.Now().Add(s.w.gen.cfg.StopTimeout), "it did not read a request's body off")
+}
+
+// sendBody sends what of the body did not come with the request, as it comes. It
+// sets x.bodySent when the worker has had the last of it.
+func (x *exchange) sendBody() {
+	s := x.slot
+	b := protocol.Buffers.Get().(*protocol.Buffer)
+	defer protocol.Buffers.Put(b)
+	buf := b.Bytes()
+	timeout := s.w.gen.cfg.RequestTimeout
+	for {
+		n, err := x.req.Read(buf[protocol.HeaderLen:])
+		h := protocol.Header{Type: protocol.Body, Length: uint32(n)}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			h.Flags = protocol.FlagLast
+		case errors.Is(err, fcgi.ErrBodyClosed):
+			h.Flags = protocol.FlagLast | protocol.FlagCut
+		default:
+			s.Abort() // the client is gone, or its body could not be kept
+			return
+		}
+		protocol.PutHeader(buf, h)
+		if s.SendBody(buf[:protocol.HeaderLen+n], time.Time{}) != nil {
+			return // Receive finds the same, and more
+		}
+		if err != nil {
+			x.bodySent = true
+			return
+		}
+		if timeout > 0 {
+			s.SetDeadline(time.Now().Add(timeout)) // the application's clock stands while the client sends
+		}
+	}
+}
+
+// lost settles an exchange that got no complete answer.
+func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
+	s, w := x.slot, x.slot.w
+	cfg := w.gen.cfg
+	x.slot = nil
+	x.req.Watch(nil)
+	if !x.all {
+		x.req.CloseBody()
+	}
+	switch {
+	case errors.Is(err, protocol.ErrAborted):
+		o = clientGone
+		s.Abandon()
+		x.pump.Wait()
+		w.settle(s, after(began, cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
+	case errors.Is(err, protocol.ErrDeadline):
+		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
+		s.Abandon()
+		x.pump.Wait()
+		w.log.Warn("request timed out", "id", x.env.id, "uri", x.env.uri, "cause", x.cause, "next", "answer 504, replace the worker")
+		w.retire("request_timeout")
+		x.pool.discard(s)
+	case errors.Is(err, protocol.ErrLost):
+		o, x.cause = workerDied, "the worker died"
+		s.Abandon()
+		x.pump.Wait()
+		select {
+		case <-w.proc.done():
+			x.cause = "the worker " + w.proc.exit().String()
+			again = !s.Begun() && x.all
+			x.pool.discard(s)
+		case <-time.After(reapWait):
+			o, x.cause = badAnswer, "the worker closed the connection without an answer"
+			w.settle(s, after(time.Now(), cfg.StopTimeout), x.cause)
+		}
+	default:
+		o, x.cause = badAnswer, err.Error()
+		s.Abandon()
+		x.pump.Wait()
+		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
+		w.retire("bad_answer")
+		x.pool.discard(s)
+	}
+	if x.sent {
+		x.req.Cut()
+		again = false
+	}
+	return o, again
+}
+
+// reapWait is how long a connection that has ended may be the first sign of
+// its process's end.
+const reapWait = time.Second
+
+func (x *exchange) outcomeOfTurn() outcome {
+	if x.slot == nil {
+		return stopping
+	}
+	return ok
+}
+
+// refuse answers for the application.
+func (x *exchange) refuse(o outcome) {
+	x.status, x.sent = o.status(), true
+	head := string(x.env.method) == "HEAD"
+	records := make([]byte, fcgi.HeaderLen, 512)
+	records = o.appendAnswer(records, x.env.id, head)
+	x.req.Frame(records, len(records)-fcgi.HeaderLen)
+	x.req.SendLast(records) // its error is the client's having gone, which changes nothing now
+}
+
+// account writes the request down.
+func (x *exchange) account(o outcome) {
+	p := x.pool
+	if o == clientGone {
+		x.status = o.status()
+	}
+	if x.cause == "" {
+		x.cause = x.env.reason
+	}
+	if p.access != nil {
+		p.access.write(x, o)
+	}
+	if o != ok && o != clientGone {
+		p.log.Warn("request failed", "outcome", o.String(), "id", x.env.id, "cause", x.cause, "status", x.status,
+			"worker", x.worker, "method", x.env.method, "uri", x.env.uri,
+			"queue", x.queuedFor.Round(time.Microsecond), "run", x.ranFor.Round(time.Microsecond))
+	}
+}
+
+// keptBlock is the largest environ block kept for the next request.
+const keptBlock = 128 << 10
+
+func (x *exchange) free() {
+	if x.buf != nil {
+		protocol.Buffers.Put(x.buf)
+	}
+	block := x.env.block
+	if cap(block) > keptBlock {
+		block = nil
+	}
+	*x = exchange{turn: x.turn, timer: x.timer, env: environ{block: block, seen: x.env.seen}}
+	exchanges.Put(x)
+}

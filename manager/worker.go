@@ -1,0 +1,365 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"fpmd/protocol"
+)
+
+// A workerState is where a worker stands in its life; a replacement is a new
+// worker.
+type workerState uint8
+
+const (
+	starting workerState = iota // launched; no slot of it was greeted yet
+	idle                        // ready, and no slot taken
+	busy                        // ready, and at least one slot taken
+	draining                    // takes no new exchange, finishes those it has
+	gone                        // reaped; nothing follows
+)
+
+var workerStates = [...]string{starting: "starting", idle: "idle", busy: "busy", draining: "draining", gone: "gone"}
+
+func (s workerState) String() string { return workerStates[s] }
+
+// workerMoves lists every step that a worker may take. Why it takes one is kept apart,
+// in worker.cause, so that a new reason to retire does not add a state.
+var workerMoves = [...][]workerState{
+	starting: {idle, draining, gone},
+	idle:     {busy, draining, gone},
+	busy:     {idle, draining, gone},
+	draining: {gone},
+	gone:     {},
+}
+
+// A slot is one connection to a worker, and what dispatch hands out.
+type slot struct {
+	*protocol.Slot
+	w *worker
+}
+
+// A worker is one process of a pool, from its launch until it is reaped.
+type worker struct {
+	gen   *generation
+	id    int
+	proc  *process // with slots, set once, before the worker is ready
+	slots []*slot
+	log   *slog.Logger
+
+	// Guarded by pool.mu.
+	state  workerState
+	cause  string // why it left service, once it has
+	taken  int    // slots that are not free: with an exchange, or not greeted
+	spare  []*slot // free slots of a generation that does not serve yet
+	served uint64 // exchanges answered
+
+	leaving chan struct{}  // closed when it takes no further exchange
+	drained chan struct{}  // closed when, after that, no slot is taken any more
+	gone    chan struct{}  // closed when nothing of it is left
+	wg      sync.WaitGroup // goroutines that connect slots
+}
+
+// moveLocked is the only way a worker's state changes. A step that is not listed is a bug:
+// no application can bring it about. pool.mu is held.
+func (w *worker) moveLocked(to workerState) {
+	if w.state == to {
+		return
+	}
+	if !slices.Contains(workerMoves[w.state], to) {
+		panic(fmt.Sprintf("bug: worker %d from %v to %v", w.id, w.state, to))
+	}
+	w.state = to
+}
+
+// leaveLocked takes the worker out of service and returns its free slots, for the
+// caller to close once pool.mu is released.
+func (w *worker) leaveLocked(to workerState, cause string) (free []*slot) {
+	p := w.gen.pool
+	w.moveLocked(to)
+	if w.cause == "" {
+		w.cause = cause
+		close(w.leaving)
+	}
+	p.idle = slices.DeleteFunc(p.idle, func(s *slot) bool {
+		if s.w != w {
+			return false
+		}
+		free = append(free, s)
+		return true
+	})
+	free = append(free, w.spare...)
+	w.spare = nil
+	w.drainedLocked()
+	return free
+}
+
+// standLocked says, of a worker in service, whether it is idle or busy.
+func (w *worker) standLocked() {
+	if w.state == starting {
+		w.moveLocked(idle)
+	}
+	if w.taken > 0 {
+		w.moveLocked(busy)
+	} else {
+		w.moveLocked(idle)
+	}
+}
+
+// kill ends the process, if there is one, at once.
+func (w *worker) kill() {
+	w.gen.pool.mu.Lock()
+	proc := w.proc
+	w.gen.pool.mu.Unlock()
+	if proc != nil {
+		proc.kill()
+	}
+}
+
+func (w *worker) drainedLocked() {
+	if w.taken == 0 && (w.state == draining || w.state == gone) {
+		select {
+		case <-w.drained:
+		default:
+			close(w.drained)
+		}
+	}
+}
+
+// start launches the process and returns once the worker is ready and its
+// first slot greeted, or with the reason why not and nothing left behind.
+func (w *worker) start(ctx context.Context) error {
+	p, cfg := w.gen.pool, w.gen.cfg
+	began := time.Now()
+	l, err := p.launch(w.id, cfg)
+	if err != nil {
+		return err
+	}
+	proc, err := start(ctx, l)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	w.proc = proc
+	w.taken = proc.slots
+	p.mu.Unlock()
+	w.log = p.log.With("worker", w.id, "pid", proc.pid)
+	greeted := make(chan error, proc.slots)
+	deadline := began.Add(cfg.StartTimeout)
+	for i := range proc.slots {
+		w.slots = append(w.slots, &slot{Slot: protocol.NewSlot(i, proc.page), w: w})
+	}
+	for _, s := range w.slots {
+		w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
+	}
+	go w.watch() // ends with the process; its end is w.gone
+	if err := <-greeted; err != nil {
+		w.retire("no greeting")
+		proc.kill()
+		<-w.gone
+		return fmt.Errorf("worker %d of pool %s: %w", w.id, cfg.Name, err)
+	}
+	w.log.Info("worker ready", "slots", proc.slots, "after", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// connect dials the worker for s, waits until the worker greets it, which it
+// does when it is free, and puts it at the pool's disposal.
+func (w *worker) connect(s *slot, deadline time.Time) error {
+	nc, err := w.proc.dial()
+	if err == nil {
+		if w.over() {
+			s.Lose()
+		}
+		err = s.Connect(nc, deadline)
+	}
+	if err != nil {
+		w.gen.pool.discard(s)
+		return err
+	}
+	w.gen.pool.offer(s, false)
+	return nil
+}
+
+func (w *worker) over() bool {
+	select {
+	case <-w.proc.done():
+		return true
+	default:
+		return false
+	}
+}
+
+// settle brings a slot back whose exchange was abandoned: the worker greets a
+// new connection when it is done with the old. When it has not by deadline
+// (zero: never), it is stuck, and is replaced.
+func (w *worker) settle(s *slot, deadline time.Time, cause string) {
+	w.wg.Go(func() { // ends at deadline, or with the process
+		if err := w.connect(s, deadline); err != nil && !w.over() {
+			w.log.Warn("worker stuck in an abandoned request", "cause", cause, "error", err, "next", "stop it")
+			w.retire(cause)
+		}
+	})
+}
+
+// retire takes the worker out of service, lets it finish what it has, and
+// stops it. It does not wait, and does nothing when the worker is leaving already.
+func (w *worker) retire(cause string) {
+	p := w.gen.pool
+	p.mu.Lock()
+	if w.proc == nil || w.state == draining || w.state == gone {
+		p.mu.Unlock() // a launch under way ends with its generation
+		return
+	}
+	free := w.leaveLocked(draining, cause)
+	w.wg.Add(1)
+	p.mu.Unlock()
+	closeAll(free)
+	go func() { // ends with the process, whose end it brings about
+		defer w.wg.Done()
+		t := time.NewTimer(w.gen.cfg.DrainTimeout)
+		defer t.Stop()
+		select {
+		case <-w.drained:
+		case <-t.C:
+			w.log.Warn("worker not idle within drain_timeout", "drain_timeout", w.gen.cfg.DrainTimeout, "next", "stop it")
+		case <-w.proc.done():
+			return
+		}
+		w.proc.stop(w.gen.cfg.StopTimeout)
+		<-w.proc.done()
+	}()
+}
+
+func closeAll(slots []*slot) {
+	for _, s := range slots {
+		s.Close()
+	}
+}
+
+// watch waits for the process to end, and ends what depends on it.
+func (w *worker) watch() {
+	<-w.proc.done()
+	p := w.gen.pool
+	p.mu.Lock()
+	unexpected := w.state != draining
+	free := w.leaveLocked(gone, w.proc.exit().String())
+	served := w.served
+	p.mu.Unlock()
+	closeAll(free)
+	for _, s := range w.slots {
+		s.Lose() // those in use are settled by who uses them
+	}
+	<-w.drained
+	w.wg.Wait()
+	if err := w.proc.page.Close(); err != nil {
+		w.log.Error("unmap the worker's page", "cause", err)
+	}
+	if unexpected {
+		w.log.Error("worker gone", "cause", w.cause, "served", served, "last", w.proc.tail())
+	} else {
+		w.log.Info("worker gone", "cause", w.cause, "exit", w.proc.exit().String(), "served", served)
+	}
+	close(w.gone)
+}
+
+// A generation is one launch of a pool's configuration and code.
+type generation struct {
+	pool *pool
+	cfg  *PoolConfig
+	n    int
+
+	ctx    context.Context // ends when no worker of it is to be started any more
+	cancel context.CancelFunc
+}
+
+func (g *generation) newWorker() *worker {
+	return &worker{
+		gen: g, id: g.pool.mgr.nextWorker(), log: g.pool.log,
+		leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
+	}
+}
+
+// errRetired is the cause of a generation's end.
+var errRetired = errors.New("its generation was retired")
+
+// startWorker starts one, of which the supervisor starts only so many at once.
+func (g *generation) startWorker(ctx context.Context) (*worker, error) {
+	select {
+	case g.pool.mgr.starts <- struct{}{}:
+		defer func() { <-g.pool.mgr.starts }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	w := g.newWorker()
+	g.pool.enrol(w)
+	if err := w.start(ctx); err != nil {
+		if w.proc == nil {
+			close(w.gone) // else watch has
+		}
+		return nil, err
+	}
+	return w, nil
+}
+
+// keep holds one place of the generation filled, beginning with w, or with a
+// launch when w is nil, until the generation is retired. It then waits for its worker's end.
+func (g *generation) keep(w *worker) {
+	p := g.pool
+	for g.ctx.Err() == nil {
+		if w != nil {
+			began := time.Now()
+			select {
+			case <-w.leaving:
+			case <-g.ctx.Done():
+				continue
+			}
+			if time.Since(began) >= goodLife || p.servedBy(w) > 0 {
+				p.backoff.reset()
+			} else {
+				p.backoff.fail()
+			}
+		}
+		if delay := p.backoff.delay(); delay > 0 {
+			p.log.Info("next worker delayed", "start_in", delay.Round(time.Millisecond))
+			select {
+			case <-time.After(delay):
+			case <-g.ctx.Done():
+				continue
+			}
+		}
+		next, err := g.startWorker(g.ctx)
+		if err != nil {
+			if g.ctx.Err() == nil {
+				p.backoff.fail()
+				p.failed(err)
+				p.log.Error("worker did not start", "cause", err)
+			}
+			w = nil
+			continue
+		}
+		w = next
+	}
+}
+
+// retire ends the generation: its workers finish what they have. It does not
+// wait; each worker's gone says when it is over.
+func (g *generation) retire(cause string) {
+	g.cancel()
+	for _, w := range g.pool.workersOf(g) {
+		w.retire(cause)
+	}
+}
+
+const (
+	// goodLife is how long a worker must have been ready for its death not to
+	// count as a failed start, if it has served nothing.
+	goodLife  = time.Second
+	firstWait = 100 * time.Millisecond
+	maxWait   = 30 * time.Second
+)

@@ -1,0 +1,514 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A SlotState is where a slot stands in its life.
+type SlotState uint8
+
+// The states of a slot. Only a greeted one may be given an exchange: a worker
+// that is stuck in an abandoned exchange still has connections accepted, and
+// even bytes buffered, by the kernel on its behalf.
+const (
+	SlotClosed    SlotState = iota // no connection
+	SlotDialled                    // connected; the greeting has not come: the worker may still be at work for somebody who left
+	SlotGreeted                    // idle
+	SlotSent                       // holds an exchange; whether the worker has begun it is not known
+	SlotBegun                      // the worker has begun it
+	SlotAnswering                  // the header block has come
+	SlotAbandoned                  // given up by the supervisor, its connection closed; the worker may still be at work
+)
+
+var slotStates = [...]string{
+	SlotClosed: "closed", SlotDialled: "dialled", SlotGreeted: "greeted", SlotSent: "sent",
+	SlotBegun: "begun", SlotAnswering: "answering", SlotAbandoned: "abandoned",
+}
+
+func (s SlotState) String() string { return slotStates[s] }
+
+// slotMoves lists every step a slot may take.
+var slotMoves = [...][]SlotState{
+	SlotClosed:    {SlotDialled},
+	SlotDialled:   {SlotGreeted, SlotClosed},
+	SlotGreeted:   {SlotSent, SlotClosed},
+	SlotSent:      {SlotBegun, SlotAnswering, SlotGreeted, SlotAbandoned, SlotClosed}, // greeted: it was withdrawn, or cut with no answer
+	SlotBegun:     {SlotAnswering, SlotGreeted, SlotAbandoned, SlotClosed},
+	SlotAnswering: {SlotGreeted, SlotAbandoned, SlotClosed},
+	SlotAbandoned: {SlotDialled, SlotClosed},
+}
+
+// Errors of a slot. ErrProtocol is the fourth.
+var (
+	// ErrAborted: Abort was called. The slot is to be abandoned.
+	ErrAborted = errors.New("exchange aborted")
+	// ErrDeadline: the worker did not answer in time. The slot is to be abandoned.
+	ErrDeadline = errors.New("no answer from the worker in time")
+	// ErrLost: the worker is dead, or has closed the connection. Only Begun
+	// tells, once the process is reaped, whether the exchange had started.
+	ErrLost = errors.New("worker lost")
+)
+
+// A Framer writes, to the eight bytes before n bytes of an answer, what the
+// front's protocol has there. The frames of an answer have eight bytes before
+// their content for that reason: it travels from socket to socket in place.
+type Framer interface {
+	Frame(head []byte, n int)
+}
+
+const (
+	// tailRoom is what stays free behind an answer for its sender to append to.
+	tailRoom  = 64
+	bufferLen = HeaderLen + ResponseFixed + MaxHeaderBlock + tailRoom
+)
+
+// A Buffer is the memory that an answer is read into.
+type Buffer struct {
+	b    [bufferLen]byte
+	from int // b[from:have] has come and was not handed out
+	have int
+}
+
+// Bytes is all of the buffer's memory, for another use than an answer's.
+func (b *Buffer) Bytes() []byte { return b.b[:] }
+
+// Buffers holds Buffers that nobody uses.
+var Buffers = sync.Pool{New: func() any { return new(Buffer) }}
+
+// An Answer is what one Receive brought.
+type Answer struct {
+	Bytes  []byte // framed by the Framer, to be sent as they are
+	Block  []byte // part of Bytes: the header block, in the first Answer of an exchange
+	Status int    // in the first Answer
+	Body   int    // bytes of the answer's body in Bytes
+	Last   bool   // the answer is complete
+	Cut    bool   // the answer has ended without being complete
+	Failed bool   // the application failed
+}
+
+// A Slot is the supervisor's end of one slot of a worker. One goroutine at a
+// time uses it, save Abort and Lose, which any may call.
+type Slot struct {
+	index  int
+	page   *Page
+	state  SlotState
+	number uint64 // of the exchange that it holds
+
+	nc    *net.UnixConn
+	raw   syscall.RawConn
+	ready func(uintptr) bool // s.transfer, made once
+
+	aborted atomic.Bool
+	lost    atomic.Bool
+	gate    sync.Mutex // held while nc is exchanged, and while Abort and Lose poke it
+
+	// What transfer does next, and what came of it.
+	out []byte // of the request's frame: still to be written
+	in  []byte // to be read into
+	got int
+	err error
+
+	deadline time.Time
+
+	rest     int // of the current frame's content, still to come
+	restLast bool
+}
+
+// NewSlot makes slot index of a worker, closed, whose page is page.
+func NewSlot(index int, page *Page) *Slot {
+	s := &Slot{index: index, page: page}
+	s.ready = s.transfer
+	return s
+}
+
+// State is where the slot stands.
+func (s *Slot) State() SlotState { return s.state }
+
+// Number is that of the exchange that the slot holds, or held last.
+func (s *Slot) Number() uint64 { return s.number }
+
+// move is the only way a state changes. A step that is not listed is a bug of
+// the supervisor: no worker can bring it about.
+func (s *Slot) move(to SlotState) {
+	for _, t := range slotMoves[s.state] {
+		if t == to {
+			s.state = to
+			return
+		}
+	}
+	panic(fmt.Sprintf("bug: slot %d from %v to %v", s.index, s.state, to))
+}
+
+// Connect gives the slot a connection to its worker, which the slot owns from
+// now on, and waits for the greeting until deadline (zero: for ever). The
+// slot is greeted then, or, with an error, closed.
+func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
+	raw, err := nc.SyscallConn()
+	if err != nil {
+		return errors.Join(err, nc.Close())
+	}
+	s.move(SlotDialled)
+	s.gate.Lock()
+	s.nc, s.raw = nc, raw
+	s.aborted.Store(false)
+	s.gate.Unlock()
+	s.rest, s.out = 0, nil
+
+	var b [HeaderLen]byte
+	nc.SetDeadline(deadline)
+	if s.lost.Load() { // Lose came before there was a connection to poke
+		s.Close()
+		return ErrLost
+	}
+	if _, err := io.ReadFull(nc, b[:]); err != nil {
+		err = s.ended(err)
+		s.Close()
+		return fmt.Errorf("wait for the worker's greeting: %w", err)
+	}
+	h, err := ParseHeader(b[:])
+	if err == nil && (h.Type != Greeting || h.Aux != Version) {
+		err = fmt.Errorf("%w: %v with aux %d, want GREETING of version %d", ErrProtocol, h.Type, h.Aux, Version)
+	}
+	if err != nil {
+		s.Close()
+		return err
+	}
+	s.move(SlotGreeted)
+	return nil
+}
+
+// Send gives the slot an exchange. frame has RequestHead bytes of room at its
+// head, which Send fills, then environLen bytes of environ, then body; last
+// says that the body ends there. Receive, or Flush, writes the frame, which
+// must not change until one of them has returned.
+func (s *Slot) Send(frame []byte, environLen int, last bool, number uint64) {
+	h := Header{Type: Request, Aux: uint16(s.index), Length: uint32(len(frame) - HeaderLen)}
+	if last {
+		h.Flags = FlagLast
+	}
+	PutHeader(frame, h)
+	binary.LittleEndian.PutUint64(frame[HeaderLen:], number)
+	binary.LittleEndian.PutUint32(frame[HeaderLen+8:], uint32(environLen))
+	s.number = number
+	s.out = frame
+	s.aborted.Store(false) // one that came too late for the last exchange is not meant for this one
+	s.move(SlotSent)
+}
+
+// RequestHead is the room that Send needs at the head of a frame.
+const RequestHead = HeaderLen + RequestFixed
+
+// Flush writes what Send left to be written.
+func (s *Slot) Flush() error {
+	if len(s.out) == 0 {
+		return nil
+	}
+	s.nc.SetWriteDeadline(s.deadline)
+	_, err := s.nc.Write(s.out)
+	s.out = nil
+	if err != nil {
+		return s.ended(err)
+	}
+	return nil
+}
+
+// SendBody writes frames that the caller has made (AppendBody), beside Receive
+// in another goroutine. It waits as long as the worker does not read; deadline,
+// unless zero, ends that.
+func (s *Slot) SendBody(frames []byte, deadline time.Time) error {
+	s.nc.SetWriteDeadline(deadline)
+	if s.aborted.Load() || s.lost.Load() { // before that line, and undone by it
+		return ErrAborted
+	}
+	if _, err := s.nc.Write(frames); err != nil {
+		return s.ended(err)
+	}
+	return nil
+}
+
+// SetDeadline ends the waiting of this exchange at t; zero: never. An Abort
+// that came before is not undone by it: fill looks for one after this.
+func (s *Slot) SetDeadline(t time.Time) {
+	s.deadline = t
+	s.nc.SetReadDeadline(t)
+}
+
+// transfer runs inside RawConn.Read: it writes the request, waits, and reads,
+// with no call that could only say EAGAIN. The poller was armed before the
+// write, so the answer's arrival cannot be missed.
+func (s *Slot) transfer(fd uintptr) (done bool) {
+	if len(s.out) > 0 {
+		n, err := unix.Write(int(fd), s.out)
+		if err == nil && n == len(s.out) {
+			s.out = nil
+			return false
+		}
+		if n > 0 {
+			s.out = s.out[n:]
+		}
+		s.got = 0
+		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
+			s.err = err
+		}
+		return true // the socket is full: Receive writes the rest
+	}
+	for {
+		n, err := unix.Read(int(fd), s.in)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return false
+		case err != nil:
+			s.err = err
+		case n == 0:
+			s.err = io.EOF
+		default:
+			s.got = n
+		}
+		return true
+	}
+}
+
+// fill reads more into b[b.have:limit], after writing what is still to be written.
+func (s *Slot) fill(b *Buffer, limit int) error {
+	for {
+		if s.aborted.Load() {
+			return ErrAborted
+		}
+		if s.lost.Load() {
+			return ErrLost
+		}
+		s.in, s.got, s.err = b.b[b.have:limit], 0, nil
+		err := s.raw.Read(s.ready)
+		s.in = nil
+		if err == nil {
+			err = s.err
+		}
+		if err != nil {
+			return s.ended(err)
+		}
+		if s.got > 0 {
+			b.have += s.got
+			return nil
+		}
+		if err := s.Flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// ended says why reading or writing has ended.
+func (s *Slot) ended(err error) error {
+	switch {
+	case s.aborted.Load():
+		return ErrAborted
+	case s.lost.Load():
+		return ErrLost
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrDeadline
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: it closed the connection", ErrLost)
+	default:
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+}
+
+// Receive waits for the next part of the answer and has f frame it. With an
+// error the slot is to be abandoned or closed. When the Answer is Last or Cut,
+// the slot is greeted again.
+func (s *Slot) Receive(b *Buffer, f Framer) (Answer, error) {
+	var a Answer
+	for {
+		b.have = copy(b.b[:], b.b[b.from:b.have]) // what has come of a header, or of a header block
+		b.from = 0
+		limit := HeaderLen + MaxHeaderBlock // so much that no content exceeds what one FastCGI record takes
+		switch {
+		case s.rest > 0:
+			b.have = HeaderLen // room for a head of its own
+		case s.state != SlotAnswering:
+			limit += ResponseFixed
+		}
+		if err := s.fill(b, limit); err != nil {
+			return a, err
+		}
+		if err := s.parse(b, f, &a); err != nil {
+			return a, err
+		}
+		if a.Last || a.Cut {
+			if b.from < b.have {
+				return a, fmt.Errorf("%w: %d bytes behind the end of an answer", ErrProtocol, b.have-b.from)
+			}
+			b.from, b.have = 0, 0
+			s.move(SlotGreeted)
+			return a, nil
+		}
+		if len(a.Bytes) > 0 {
+			return a, nil
+		}
+	}
+}
+
+// parse hands out what b holds. Frames stand one behind the other, so what it
+// frames is one piece from start to end.
+func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
+	p, start, end := 0, 0, 0
+	if s.rest > 0 {
+		p = HeaderLen
+		p += s.content(b, p, p-HeaderLen, f, a)
+		end = p
+	}
+	for !a.Last && !a.Cut && s.rest == 0 && b.have-p >= HeaderLen {
+		h, err := ParseHeader(b.b[p:])
+		if err != nil {
+			return err
+		}
+		answering := s.state == SlotAnswering
+		switch {
+		case h.Type == Response && !answering:
+			if b.have-p < HeaderLen+ResponseFixed {
+				b.from = p
+				return nil
+			}
+			n := int(binary.LittleEndian.Uint32(b.b[p+HeaderLen:]))
+			if n > MaxHeaderBlock || n > int(h.Length)-ResponseFixed {
+				return fmt.Errorf("%w: header block of %d bytes in a RESPONSE of %d", ErrProtocol, n, h.Length)
+			}
+			block := p + HeaderLen + ResponseFixed
+			if b.have < block+n {
+				b.from = p // the block goes out in one record, so all of it must be here
+				return nil
+			}
+			a.Block, a.Status, a.Failed = b.b[block:block+n], int(h.Aux), h.Flags&FlagFailed != 0
+			if err := CheckHeaderBlock(a.Block, h.Aux); err != nil {
+				return err
+			}
+			s.move(SlotAnswering)
+			s.rest, s.restLast = int(h.Length)-ResponseFixed-n, h.Last()
+			start = p + ResponseFixed
+			p = block + n
+			p += s.content(b, p, start, f, a)
+			end = p
+		case h.Type == Data && answering:
+			if h.Length == 0 && !h.Last() {
+				return fmt.Errorf("%w: empty DATA without LAST", ErrProtocol)
+			}
+			s.rest, s.restLast = int(h.Length), h.Last()
+			p += HeaderLen
+			n := s.content(b, p, p-HeaderLen, f, a)
+			if n > 0 {
+				if end == 0 {
+					start = p - HeaderLen
+				}
+				p += n
+				end = p
+			}
+		case h.Type == Cut:
+			a.Cut, a.Failed = true, h.Flags&FlagFailed != 0
+			p += HeaderLen
+		default:
+			return fmt.Errorf("%w: %v while %v", ErrProtocol, h.Type, s.state)
+		}
+	}
+	b.from = p
+	if end > 0 {
+		// Behind the piece is room to append to, unless something stands there.
+		room := end
+		if p == b.have {
+			room = min(end+tailRoom, len(b.b))
+		}
+		a.Bytes = b.b[start:end:room]
+	}
+	return nil
+}
+
+// content takes what has come of the current frame's content, which stands at
+// at, and has it framed, with what stands between from+HeaderLen and at, in one piece.
+func (s *Slot) content(b *Buffer, at, from int, f Framer, a *Answer) int {
+	n := min(s.rest, b.have-at)
+	s.rest -= n
+	a.Body += n
+	a.Last = s.rest == 0 && s.restLast
+	if size := at + n - from - HeaderLen; size > 0 {
+		f.Frame(b.b[from:from+HeaderLen], size)
+	}
+	return n
+}
+
+// Begun reports whether the worker has begun the exchange that the slot holds
+// or held. False is only final when the process is dead.
+func (s *Slot) Begun() bool {
+	if !s.page.Begun(s.index, s.number) {
+		return false
+	}
+	if s.state == SlotSent {
+		s.move(SlotBegun)
+	}
+	return true
+}
+
+// Abort ends the exchange's waiting with ErrAborted, now or when it next
+// waits. Any goroutine may call it. It holds until the next Connect.
+func (s *Slot) Abort() {
+	s.aborted.Store(true)
+	s.poke()
+}
+
+// Lose ends all waiting with ErrLost, for good: the process is dead. A child
+// that it forked may hold the connection open, so end-of-file need not come.
+// Any goroutine may call it.
+func (s *Slot) Lose() {
+	s.lost.Store(true)
+	s.poke()
+}
+
+func (s *Slot) poke() {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if s.nc != nil {
+		s.nc.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// Abandon gives the exchange up: the worker finds the connection closed. What
+// it is doing it may go on doing until it notices; the slot may be connected
+// again at once, and is greeted when it has.
+func (s *Slot) Abandon() {
+	s.move(SlotAbandoned)
+	s.nc.Close()
+}
+
+// Close ends the slot's connection, if it has one.
+func (s *Slot) Close() {
+	if s.state == SlotClosed {
+		return
+	}
+	s.move(SlotClosed)
+	s.nc.Close()
+}
+
+// AppendBody appends a BODY frame; cut says that the body ends early.
+func AppendBody(dst, content []byte, last, cut bool) []byte {
+	h := Header{Type: Body, Length: uint32(len(content))}
+	if last {
+		h.Flags |= FlagLast
+	}
+	if cut {
+		h.Flags |= FlagCut
+	}
+	var b [HeaderLen]byte
+	PutHeader(b[:], h)
+	dst = append(dst, b[:]...)
+	return append(dst, content...)
+}

@@ -1,0 +1,441 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Every step that the table lists is taken, every other one is a bug that
+// shows, and every state has a name.
+func TestSlotMoves(t *testing.T) {
+	for from := range slotMoves {
+		for to := range slotMoves {
+			s := &Slot{state: SlotState(from)}
+			listed := slices.Contains(slotMoves[from], SlotState(to))
+			func() {
+				defer func() {
+					if bug := recover() != nil; bug == listed {
+						t.Errorf("from %v to %v: listed %v, refused %v", SlotState(from), SlotState(to), listed, bug)
+					}
+				}()
+				s.move(SlotState(to))
+			}()
+		}
+		if SlotState(from).String() == "" {
+			t.Errorf("state %d has no name", from)
+		}
+	}
+}
+
+// records is a Framer that writes how much it frames, and the opposite of it.
+type records struct{}
+
+func (records) Frame(head []byte, n int) {
+	binary.LittleEndian.PutUint32(head, uint32(n))
+	copy(head[4:], "FRAM")
+}
+
+// unframe takes apart what records framed.
+func unframe(t *testing.T, b []byte) (content []byte) {
+	t.Helper()
+	for len(b) > 0 {
+		if len(b) < 8 || string(b[4:8]) != "FRAM" {
+			t.Fatalf("no frame at %.20q", b)
+		}
+		n := int(binary.LittleEndian.Uint32(b))
+		if n == 0 || n > MaxHeaderBlock || len(b) < 8+n {
+			t.Fatalf("frame of %d bytes in %d", n, len(b))
+		}
+		content = append(content, b[8:8+n]...)
+		b = b[8+n:]
+	}
+	return content
+}
+
+// pair connects a slot to the returned connection, which plays the worker.
+func pair(t testing.TB) (*Slot, *net.UnixConn) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "w"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	page, f, err := NewPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	t.Cleanup(func() { page.Close() })
+	nc, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	w.Write(frame(Header{Type: Greeting, Aux: Version}, nil))
+	s := NewSlot(3, page)
+	if err := s.Connect(nc, time.Now().Add(10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s, w
+}
+
+func frame(h Header, payload []byte) []byte {
+	b := make([]byte, HeaderLen, HeaderLen+len(payload))
+	h.Length = uint32(len(payload))
+	PutHeader(b, h)
+	return append(b, payload...)
+}
+
+func response(status int, block, body string, flags uint8) []byte {
+	p := binary.LittleEndian.AppendUint32(nil, uint32(len(block)))
+	return frame(Header{Type: Response, Flags: flags, Aux: uint16(status)}, append(append(p, block...), body...))
+}
+
+const okBlock = "Status: 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+
+func request(number uint64) (frame []byte, environLen int) {
+	environ := "REQUEST_METHOD\x00GET\x00"
+	return append(make([]byte, RequestHead), environ...), len(environ)
+}
+
+// answer receives until the answer has ended.
+func answer(t *testing.T, s *Slot) (block, content string, last Answer, err error) {
+	t.Helper()
+	b := new(Buffer)
+	var all []byte
+	body := 0
+	for {
+		a, err := s.Receive(b, records{})
+		if err != nil {
+			return block, string(all), a, err
+		}
+		if a.Block != nil {
+			block = string(a.Block)
+		}
+		all = append(all, unframe(t, a.Bytes)...)
+		body += a.Body
+		if a.Last || a.Cut {
+			if body != len(all)-len(block) {
+				t.Errorf("%d bytes of body counted, %d came", body, len(all)-len(block))
+			}
+			return block, string(all), a, nil
+		}
+	}
+}
+
+// The same answer arrives, in frames that the front can send as they are,
+// wherever the stream is split between two reads.
+func TestAnswerSplitAnywhere(t *testing.T) {
+	stream := slices.Concat(
+		response(200, okBlock, "first ", 0),
+		frame(Header{Type: Data}, []byte("second ")),
+		frame(Header{Type: Data}, []byte("third")),
+		frame(Header{Type: Data, Flags: FlagLast}, nil),
+	)
+	s, w := pair(t)
+	for at := 1; at < len(stream); at++ {
+		f, n := request(uint64(at))
+		s.Send(f, n, true, uint64(at))
+		sent := make(chan error, 1)
+		go func() {
+			in := make([]byte, len(f))
+			_, err := io.ReadFull(w, in)
+			w.Write(stream[:at])
+			for i := at; i < len(stream); i++ { // every later byte by itself
+				w.Write(stream[i : i+1])
+			}
+			sent <- err
+		}()
+		block, content, _, err := answer(t, s)
+		if err != nil || block != okBlock || content != okBlock+"first second third" {
+			t.Fatalf("split at %d: %q, %v", at, content, err)
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+		if s.State() != SlotGreeted {
+			t.Fatalf("slot is %v after an answer", s.State())
+		}
+	}
+}
+
+// An answer larger than any buffer arrives whole, in pieces that one FastCGI
+// record can carry.
+func TestLargeAnswer(t *testing.T) {
+	s, w := pair(t)
+	body := strings.Repeat("0123456789abcdef", 3<<16)
+	f, n := request(1)
+	s.Send(f, n, true, 1)
+	go func() {
+		io.ReadFull(w, make([]byte, len(f)))
+		w.Write(response(200, okBlock, body[:100000], 0))
+		w.Write(frame(Header{Type: Data, Flags: FlagLast}, []byte(body[100000:])))
+	}()
+	_, content, _, err := answer(t, s)
+	if err != nil || content != okBlock+body {
+		t.Fatalf("%d bytes of %d, %v", len(content), len(okBlock)+len(body), err)
+	}
+}
+
+// A header block as long as it may be goes out in one piece.
+func TestLongestHeaderBlock(t *testing.T) {
+	s, w := pair(t)
+	block := "Status: 200 OK\r\nX: " + strings.Repeat("x", MaxHeaderBlock-len("Status: 200 OK\r\nX: ")-4) + "\r\n\r\n"
+	f, n := request(1)
+	s.Send(f, n, true, 1)
+	go func() {
+		io.ReadFull(w, make([]byte, len(f)))
+		w.Write(response(200, block, "body", FlagLast))
+	}()
+	got, content, _, err := answer(t, s)
+	if err != nil || got != block || content != block+"body" {
+		t.Fatalf("block of %d bytes, content of %d, %v", len(got), len(content), err)
+	}
+}
+
+// What breaks the protocol is an error that says so, whatever it is.
+func TestHostileAnswers(t *testing.T) {
+	tests := []struct {
+		name   string
+		stream []byte
+	}{
+		{"garbage", []byte("HTTP/1.1 200 OK\r\n\r\n")},
+		{"a greeting instead of an answer", frame(Header{Type: Greeting, Aux: Version}, nil)},
+		{"a request", frame(Header{Type: Request}, make([]byte, RequestFixed))},
+		{"data before the response", frame(Header{Type: Data}, []byte("x"))},
+		{"a second response", slices.Concat(response(200, okBlock, "", 0), response(200, okBlock, "", FlagLast))},
+		{"bytes behind the end", slices.Concat(response(200, okBlock, "", FlagLast), []byte("x"))},
+		{"a second answer behind the end", slices.Concat(response(200, okBlock, "", FlagLast), response(200, okBlock, "", FlagLast))},
+		{"a frame larger than allowed", func() []byte {
+			b := response(200, okBlock, "", 0)
+			binary.LittleEndian.PutUint32(b[4:], MaxPayload+1)
+			return b
+		}()},
+		{"a header block longer than its frame", func() []byte {
+			b := response(200, okBlock, "", FlagLast)
+			binary.LittleEndian.PutUint32(b[8:], uint32(len(okBlock)+1))
+			return b
+		}()},
+		{"a header block of four gigabytes", func() []byte {
+			b := response(200, okBlock, "", FlagLast)
+			binary.LittleEndian.PutUint32(b[8:], 1<<32-1)
+			return b
+		}()},
+		{"a header block that splits the answer", response(200, "Status: 200 OK\r\nA: b\r\n\r\nStatus: 200 OK\r\n\r\n", "", FlagLast)},
+		{"another status than announced", response(404, okBlock, "", FlagLast)},
+		{"a status out of range", response(99, okBlock, "", FlagLast)},
+		{"empty data that is not the last", slices.Concat(response(200, okBlock, "", 0), frame(Header{Type: Data}, nil))},
+		{"withdrawn, unasked", frame(Header{Type: Withdrawn}, make([]byte, 8))},
+		{"unknown flags", frame(Header{Type: Cut, Flags: 0x80}, nil)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, w := pair(t)
+			f, n := request(1)
+			s.Send(f, n, true, 1)
+			s.SetDeadline(time.Now().Add(10 * time.Second))
+			go func() {
+				io.ReadFull(w, make([]byte, len(f)))
+				w.Write(tt.stream)
+			}()
+			_, _, _, err := answer(t, s)
+			if !errors.Is(err, ErrProtocol) {
+				t.Errorf("ended with %v, want %v", err, ErrProtocol)
+			}
+			s.Abandon()
+		})
+	}
+}
+
+// However the waiting ends, the slot says how.
+func TestWaitingEnds(t *testing.T) {
+	tests := []struct {
+		name string
+		end  func(*Slot, *net.UnixConn)
+		want error
+	}{
+		{"aborted", func(s *Slot, _ *net.UnixConn) { s.Abort() }, ErrAborted},
+		{"worker dead, its connection held open", func(s *Slot, _ *net.UnixConn) { s.Lose() }, ErrLost},
+		{"connection closed", func(_ *Slot, w *net.UnixConn) { w.Close() }, ErrLost},
+		{"deadline over", func(s *Slot, _ *net.UnixConn) { s.SetDeadline(time.Unix(1, 0)) }, ErrDeadline},
+	}
+	for _, tt := range tests {
+		for _, when := range []string{"before it waits", "while it waits"} {
+			t.Run(tt.name+" "+when, func(t *testing.T) {
+				s, w := pair(t)
+				f, n := request(1)
+				s.Send(f, n, true, 1)
+				if when == "before it waits" {
+					tt.end(s, w)
+				} else {
+					go func() {
+						io.ReadFull(w, make([]byte, len(f))) // Receive has written, and waits or is about to
+						tt.end(s, w)
+					}()
+				}
+				if _, err := s.Receive(new(Buffer), records{}); !errors.Is(err, tt.want) {
+					t.Errorf("ended with %v, want %v", err, tt.want)
+				}
+				s.Abandon()
+				if s.State() != SlotAbandoned {
+					t.Errorf("slot is %v", s.State())
+				}
+			})
+		}
+	}
+}
+
+// An Abort that came too late for its exchange does not touch the next.
+func TestLateAbort(t *testing.T) {
+	s, w := pair(t)
+	go func() {
+		for range 2 {
+			f, _ := request(1)
+			io.ReadFull(w, make([]byte, len(f)))
+			w.Write(response(200, okBlock, "x", FlagLast))
+		}
+	}()
+	for number := uint64(1); number <= 2; number++ {
+		f, n := request(number)
+		s.Send(f, n, true, number)
+		s.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, _, _, err := answer(t, s); err != nil {
+			t.Fatalf("exchange %d: %v", number, err)
+		}
+		s.Abort()
+	}
+}
+
+// A slot is not greeted by anything but a greeting of our version.
+func TestGreetings(t *testing.T) {
+	for name, hello := range map[string][]byte{
+		"another version": frame(Header{Type: Greeting, Aux: 9}, nil),
+		"an answer":       response(200, okBlock, "", FlagLast),
+		"garbage":         []byte("SSH-2.0-OpenSSH\r\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "w"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			nc, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := l.AcceptUnix()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			w.Write(hello)
+			s := NewSlot(0, nil)
+			if err := s.Connect(nc, time.Now().Add(10*time.Second)); !errors.Is(err, ErrProtocol) {
+				t.Errorf("%v, want %v", err, ErrProtocol)
+			}
+			if s.State() != SlotClosed {
+				t.Errorf("slot is %v", s.State())
+			}
+		})
+	}
+}
+
+// Begun is what the worker has stored, and Withdraw settles who was first.
+func TestWithdraw(t *testing.T) {
+	page, f, err := NewPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	defer page.Close()
+	worker, err := MapPage(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer worker.Close()
+	if !worker.Begin(7, 41) || !page.Begun(7, 41) || page.Begun(7, 42) || page.Begun(6, 41) {
+		t.Error("begun is not what the worker stored")
+	}
+	if !page.Withdraw(7, 42) {
+		t.Error("an exchange that has not begun was not withdrawn")
+	}
+	if worker.Begin(7, 42) {
+		t.Error("a withdrawn exchange began")
+	}
+	if page.Withdraw(7, 42) {
+		t.Error("an exchange whose number is stored was said not to begin")
+	}
+	if _, err := fmt.Fprint(f, "x"); err != nil {
+		t.Errorf("the page is not writable: %v", err)
+	}
+	if err := f.Truncate(0); err == nil {
+		t.Error("the page can be truncated: SIGBUS for the supervisor")
+	}
+}
+
+// Any bytes of a worker end in answers or an error, never in a panic, and what
+// is handed out is framed without a gap.
+func FuzzAnswer(f *testing.F) {
+	f.Add(response(200, okBlock, "body", FlagLast), 5)
+	f.Add(slices.Concat(response(200, okBlock, "", 0), frame(Header{Type: Data, Flags: FlagLast}, []byte("x"))), 9)
+	f.Add(frame(Header{Type: Cut, Flags: FlagFailed}, nil), 1)
+	f.Add(bytes.Repeat([]byte{17}, 100), 50)
+	f.Fuzz(func(t *testing.T, stream []byte, split int) {
+		s, w := pair(t)
+		r, n := request(1)
+		s.Send(r, n, true, 1)
+		split = max(0, min(split, len(stream)))
+		go func() {
+			io.ReadFull(w, make([]byte, len(r)))
+			w.Write(stream[:split])
+			w.Write(stream[split:])
+			w.CloseWrite()
+		}()
+		block, content, _, err := answer(t, s)
+		if err == nil && s.State() != SlotGreeted {
+			t.Fatalf("answer over, slot %v", s.State())
+		}
+		if !strings.HasPrefix(content, block) {
+			t.Fatalf("content %.60q does not begin with the block %.60q", content, block)
+		}
+	})
+}
+
+// One exchange, both ends raw: what the slot itself costs.
+func BenchmarkSlot(b *testing.B) {
+	s, w := pair(b)
+	f, n := request(1)
+	reply := response(200, okBlock, "Hello, World!\n", FlagLast)
+	go func() {
+		in := make([]byte, 4096)
+		for {
+			if _, err := w.Read(in); err != nil {
+				return
+			}
+			w.Write(reply)
+		}
+	}()
+	buf := new(Buffer)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Send(f, n, true, s.Number()+1)
+		s.SetDeadline(time.Now().Add(time.Minute))
+		if a, err := s.Receive(buf, records{}); err != nil || !a.Last {
+			b.Fatal(err)
+		}
+	}
+}
