@@ -50,7 +50,10 @@ type conn struct {
 
 	// wmu is held while whole records are written, by a request's goroutine or
 	// the reader. It is the one lock that is held over I/O: what it orders is the I/O.
-	wmu sync.Mutex
+	wmu     sync.Mutex
+	out     []byte             // what send writes next
+	outErr  error              // why it can't
+	sending func(uintptr) bool // c.send, made once
 
 	// mu guards the active requests, all that is marked so in Request, and what
 	// follows. Nothing blocks under it. Where both are taken, Server.mu comes after.
@@ -71,7 +74,9 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{srv: s, nc: nc, raw: raw}, nil
+	c := &conn{srv: s, nc: nc, raw: raw}
+	c.sending = c.send
+	return c, nil
 }
 
 // serve reads the connection until it ends. It stays inside one call of
@@ -157,15 +162,15 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			}
 			return false
 		}
-		n, err := unix.Read(int(fd), buf[:])
+		n, errno := read(fd, buf[:])
 		switch {
-		case err == unix.EINTR:
+		case errno == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
+		case errno == unix.EAGAIN:
 			c.startReady(true)
 			return false
-		case err != nil:
-			c.err = fmt.Errorf("read from the web server: %w", err)
+		case errno != 0:
+			c.err = fmt.Errorf("read from the web server: %w", errno)
 			return true
 		case n == 0:
 			c.err = io.EOF
@@ -462,7 +467,12 @@ func (c *conn) getValues() error {
 // could make sense of, so the connection is closed.
 func (c *conn) write(b []byte) error {
 	c.wmu.Lock()
-	_, err := c.nc.Write(b)
+	c.out, c.outErr = b, nil
+	err := c.raw.Write(c.sending)
+	if err == nil {
+		err = c.outErr
+	}
+	c.out = nil
 	c.wmu.Unlock()
 	if err != nil {
 		c.nc.Close()
@@ -513,4 +523,23 @@ func (c *conn) finish(r *Request) {
 		cw.CloseWrite()
 	}
 	c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+}
+
+// send runs inside RawConn.Write: it writes what is in out, and reports false
+// to wait while the socket is full.
+func (c *conn) send(fd uintptr) (done bool) {
+	for len(c.out) > 0 {
+		n, errno := write(fd, c.out)
+		switch {
+		case errno == unix.EINTR:
+		case errno == unix.EAGAIN:
+			return false
+		case errno != 0:
+			c.outErr = errno
+			return true
+		default:
+			c.out = c.out[n:]
+		}
+	}
+	return true
 }

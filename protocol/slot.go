@@ -249,29 +249,27 @@ func (s *Slot) SetDeadline(t time.Time) {
 // write, so the answer's arrival cannot be missed.
 func (s *Slot) transfer(fd uintptr) (done bool) {
 	if len(s.out) > 0 {
-		n, err := unix.Write(int(fd), s.out)
-		if err == nil && n == len(s.out) {
+		n, errno := write(fd, s.out)
+		if n == len(s.out) {
 			s.out = nil
 			return false
 		}
-		if n > 0 {
-			s.out = s.out[n:]
-		}
+		s.out = s.out[n:]
 		s.got = 0
-		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
-			s.err = err
+		if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+			s.err = errno
 		}
 		return true // the socket is full: Receive writes the rest
 	}
 	for {
-		n, err := unix.Read(int(fd), s.in)
+		n, errno := read(fd, s.in)
 		switch {
-		case err == unix.EINTR:
+		case errno == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
+		case errno == unix.EAGAIN:
 			return false
-		case err != nil:
-			s.err = err
+		case errno != 0:
+			s.err = errno
 		case n == 0:
 			s.err = io.EOF
 		default:
