@@ -1,0 +1,3 @@
+from _fpmd.main import main
+
+raise SystemExit(main())
