@@ -46,6 +46,7 @@ type conn struct {
 	ready   []*Request
 	sawData bool
 	grace   bool // the server stops, and the connection has been given its last moment
+	last    bool // that is over: what is there is read, and then the connection ends
 	err     error
 
 	// wmu is held while whole records are written, by a request's goroutine or
@@ -57,12 +58,15 @@ type conn struct {
 
 	// mu guards the active requests, all that is marked so in Request, and what
 	// follows. Nothing blocks under it. Where both are taken, Server.mu comes after.
-	mu        sync.Mutex
-	active    []*Request
-	mux       bool     // several requests at once have been seen or announced
-	paused    *Request // its body is full: the connection is left unread
-	closing   bool     // to be closed when the last request has ended
-	lingering bool     // answered, and closed for writing; what still comes is discarded
+	mu      sync.Mutex
+	active  []*Request
+	ending  int       // requests that have left active, and whose end is being written
+	mux     bool      // several requests at once have been seen or announced
+	paused  *Request  // its body is full: the connection is left unread
+	closing bool      // to be closed when the last request has ended
+	unread  bool      // a request has ended before all that belongs to it had come
+	linger  time.Time // unless zero: closed for writing; until then, what still comes is discarded
+	killed  bool      // to be closed, whatever is going on
 }
 
 func newConn(s *Server, nc net.Conn) (*conn, error) {
@@ -118,32 +122,58 @@ func (c *conn) serve() {
 // expired decides after a deadline whether the connection is over, and sets
 // the next one.
 func (c *conn) expired() (over bool) {
-	stopping := c.srv.stopping.Load()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lingering {
-		return true
-	}
-	if stopping && len(c.active) == 0 && c.headLen == 0 && c.left == 0 && c.pad == 0 {
-		if c.grace {
-			return true
-		}
-		// What the client has sent already is read and answered; one that has
-		// only connected yet is given the time to ask.
-		c.grace = true
-		last := time.Millisecond
-		if !c.sawData {
-			last = firstRequestGrace
-		}
-		c.nc.SetReadDeadline(time.Now().Add(last))
-		return false
-	}
+	// Before anything is looked at: a poke that comes later than this is not lost.
 	c.nc.SetReadDeadline(time.Time{})
+	switch {
+	case c.killed:
+		return true
+	case !c.linger.IsZero():
+		c.nc.SetReadDeadline(c.linger)
+		return !time.Now().Before(c.linger)
+	case !c.srv.stopping.Load() || !c.quietLocked():
+	case c.grace:
+		c.last = true
+	default:
+		// What the client has sent already is read and answered; one that has
+		// only connected yet, or is in the middle of a record, is given the time to ask.
+		c.grace = true
+		wait := time.Millisecond
+		if !c.sawData || c.headLen > 0 || c.left > 0 || c.pad > 0 {
+			wait = firstRequestGrace
+		}
+		c.nc.SetReadDeadline(time.Now().Add(wait))
+	}
 	return false
 }
 
+// quietLocked reports whether no request is under way. mu is held.
+func (c *conn) quietLocked() bool { return len(c.active) == 0 && c.ending == 0 }
+
 // poke makes the reader look up from its wait.
 func (c *conn) poke() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
+
+// kill has the connection closed, by its reader: net's Close waits until the
+// reader is out of raw.Read, and would wait for ever when the reader calls it there.
+func (c *conn) kill() {
+	c.mu.Lock()
+	c.killLocked()
+	c.mu.Unlock()
+}
+
+func (c *conn) killLocked() {
+	c.killed = true
+	c.nc.SetDeadline(time.Unix(1, 0)) // for writing as well: the reader may be in a write
+}
+
+// over reports whether the reader is to stop while there is still something
+// to read, and whether it is to leave it unread for now.
+func (c *conn) over() (over, paused bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.killed || !c.linger.IsZero() && !time.Now().Before(c.linger), c.paused != nil
+}
 
 // readable reads what is there. It reports true when the connection has ended,
 // with the reason in c.err, and false when it is to wait for more.
@@ -151,9 +181,11 @@ func (c *conn) readable(fd uintptr) (done bool) {
 	buf := readBuffers.Get().(*[readBuffer]byte)
 	defer readBuffers.Put(buf)
 	for {
-		c.mu.Lock()
-		paused := c.paused != nil
-		c.mu.Unlock()
+		over, paused := c.over()
+		if over {
+			c.err = net.ErrClosed
+			return true
+		}
 		if paused {
 			c.startReady(true)
 			if hungUp(int(fd)) {
@@ -168,7 +200,7 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			continue
 		case errno == unix.EAGAIN:
 			c.startReady(true)
-			return false
+			return c.last && c.quiet()
 		case errno != 0:
 			c.err = fmt.Errorf("read from the web server: %w", errno)
 			return true
@@ -183,6 +215,12 @@ func (c *conn) readable(fd uintptr) (done bool) {
 		}
 		c.startReady(false)
 	}
+}
+
+func (c *conn) quiet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.quietLocked()
 }
 
 // hungUp reports whether the peer has closed, without reading what it sent before.
@@ -316,13 +354,12 @@ func (c *conn) end() error {
 		}
 	case typeStdin:
 		if r := c.cur; r != nil && h.length == 0 {
+			// With the lock, a Handler at work may end, and r belong to
+			// another connection: it is not looked at again.
 			c.mu.Lock()
 			r.stdinDone = true
 			r.wakeLocked()
 			c.mu.Unlock()
-			c.queue(r)
-		} else if r != nil {
-			c.queue(r)
 		}
 	case typeBeginRequest:
 		return c.beginRequest(h.id, Role(binary.BigEndian.Uint16(c.small)), c.small[2]&flagKeep != 0)
@@ -349,10 +386,7 @@ func (c *conn) find(id uint16) *Request {
 
 func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 	if role != RoleResponder && role != RoleAuthorizer {
-		c.write(appendEnd(nil, id, 0, StatusUnknownRole))
-		if !keep {
-			return io.EOF
-		}
+		c.refuse(id, keep, StatusUnknownRole)
 		return nil
 	}
 	c.mu.Lock()
@@ -362,8 +396,12 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 	}
 	if len(c.active) >= c.srv.maxRequests() {
 		c.mu.Unlock()
-		c.write(appendEnd(nil, id, 0, StatusOverloaded))
+		c.refuse(id, keep, StatusOverloaded)
 		return nil
+	}
+	if !c.linger.IsZero() || c.killed {
+		c.mu.Unlock()
+		return nil // it could not be answered
 	}
 	if id != 1 || len(c.active) > 0 {
 		c.mux = true
@@ -372,6 +410,17 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 	c.active = append(c.active, r)
 	c.mu.Unlock()
 	return nil
+}
+
+// refuse ends a request that has only just begun.
+func (c *conn) refuse(id uint16, keep bool, status ProtocolStatus) {
+	c.write(appendEnd(nil, id, 0, status))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !keep {
+		c.closing, c.unread = true, true
+	}
+	c.settleLocked()
 }
 
 func (c *conn) paramsEnd(r *Request) error {
@@ -384,21 +433,13 @@ func (c *conn) paramsEnd(r *Request) error {
 		r.stdinDone = true // an Authorizer gets no body (section 6.3)
 	}
 	c.mu.Unlock()
-	if r.stdinDone || r.tooLarge {
-		c.queue(r)
-	}
+	c.ready = append(c.ready, r)
 	return nil
 }
 
-// queue notes that r may start, once all that came with it has been read.
-func (c *conn) queue(r *Request) {
-	if !r.started && !slices.Contains(c.ready, r) {
-		c.ready = append(c.ready, r)
-	}
-}
-
-// startReady starts the requests that are there whole; with drained, when the
-// connection has no more to give for now, also those whose body is on its way.
+// startReady starts the requests that are there whole, or as much of them as is
+// worth waiting for; with drained, when the connection has no more to give for
+// now, also those whose body is on its way.
 func (c *conn) startReady(drained bool) {
 	if len(c.ready) == 0 {
 		return
@@ -406,8 +447,8 @@ func (c *conn) startReady(drained bool) {
 	kept := c.ready[:0]
 	for _, r := range c.ready {
 		c.mu.Lock()
-		start := !r.gone && (drained || r.stdinDone || r.tooLarge)
-		r.started = r.started || start
+		start := !r.gone && (drained || r.stdinDone || r.tooLarge || len(r.in) >= readBuffer)
+		r.started = start
 		gone := r.gone
 		c.mu.Unlock()
 		if start {
@@ -475,15 +516,15 @@ func (c *conn) write(b []byte) error {
 	c.out = nil
 	c.wmu.Unlock()
 	if err != nil {
-		c.nc.Close()
+		c.kill()
 		return fmt.Errorf("write to the web server: %w", err)
 	}
 	return nil
 }
 
-// remove takes r, which is about to end, off the connection, and reports
-// whether the connection ends with it. From here on its id may come again.
-func (c *conn) remove(r *Request) (last bool) {
+// remove takes r, which is about to end, off the connection. From here on its
+// id may come again; the connection stays open until settle.
+func (c *conn) remove(r *Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, a := range c.active {
@@ -495,34 +536,43 @@ func (c *conn) remove(r *Request) (last bool) {
 			break
 		}
 	}
+	c.ending++
 	r.finished = true
 	r.watcher = nil
 	if c.paused == r {
 		c.paused = nil
 		c.poke() // what is left of its body must be read off, and discarded
 	}
-	if !r.keep || c.srv.stopping.Load() {
-		c.closing = true
-	}
-	return c.closing && len(c.active) == 0
+	c.closing = c.closing || !r.keep
+	// An Authorizer's empty STDIN may be on its way, though nobody asked for it.
+	c.unread = c.unread || !r.stdinDone || r.role == RoleAuthorizer
 }
 
-// finish closes the connection behind its last request. Where the request's
-// body is still arriving, it is read off first: a close with bytes unread is
-// a reset, which may overtake the answer.
-func (c *conn) finish(r *Request) {
+// settle follows remove when the request's end has been written.
+func (c *conn) settle() {
 	c.mu.Lock()
-	read := r.stdinDone
-	c.lingering = !read
-	c.mu.Unlock()
-	if read {
-		c.nc.Close()
-		return
+	defer c.mu.Unlock()
+	c.ending--
+	c.settleLocked()
+}
+
+// settleLocked closes the connection behind its last request. Where something
+// of a request is still arriving, that is read off first: a close with bytes
+// unread is a reset, which may overtake the answer.
+func (c *conn) settleLocked() {
+	switch {
+	case !c.quietLocked():
+	case c.closing && !c.unread:
+		c.killLocked()
+	case c.closing && c.linger.IsZero():
+		if cw, ok := c.nc.(interface{ CloseWrite() error }); ok {
+			cw.CloseWrite()
+		}
+		c.linger = time.Now().Add(lingerTime)
+		c.nc.SetReadDeadline(c.linger)
+	case c.srv.stopping.Load():
+		c.poke() // the reader sees to the end
 	}
-	if cw, ok := c.nc.(interface{ CloseWrite() error }); ok {
-		cw.CloseWrite()
-	}
-	c.nc.SetReadDeadline(time.Now().Add(lingerTime))
 }
 
 // send runs inside RawConn.Write: it writes what is in out, and reports false

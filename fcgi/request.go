@@ -83,18 +83,21 @@ func (r *Request) release() {
 	if !again {
 		return
 	}
-	in := r.in
+	in, params := r.in, r.params
 	if in == nil {
 		in = r.first
 	}
 	if cap(in) > keptBuffer {
 		in = nil
 	}
+	if cap(params) > keptBuffer {
+		params = nil
+	}
 	select {
 	case <-r.wake:
 	default:
 	}
-	*r = Request{params: r.params[:0], in: in[:0], leaving: r.leaving, wake: r.wake}
+	*r = Request{params: params[:0], in: in[:0], leaving: r.leaving, wake: r.wake}
 	requests.Put(r)
 }
 
@@ -231,6 +234,10 @@ func (r *Request) Read(p []byte) (int, error) {
 			r.resumeLocked()
 			c.mu.Unlock()
 			return n, nil
+		case r.spoolRead > 0 && r.spoolRead == r.spoolSize:
+			r.spoolRead, r.spoolSize = 0, 0 // nobody reads there now: the file need not grow on
+			c.mu.Unlock()
+			continue
 		case r.spoolRead < r.spoolSize:
 			n := int(min(int64(len(p)), r.spoolSize-r.spoolRead))
 			f, at := r.spool, r.spoolRead
@@ -264,7 +271,7 @@ func (r *Request) CloseBody() {
 
 // resumeLocked has the reader go on when the body has room again. conn.mu is held.
 func (r *Request) resumeLocked() {
-	if c := r.conn; c.paused == r && len(r.in)-r.inRead < c.srv.bodyBuffer()/2 {
+	if c := r.conn; c.paused == r && len(r.in)-r.inRead <= c.srv.bodyBuffer()/2 {
 		c.paused = nil
 		c.poke()
 	}
@@ -295,11 +302,9 @@ func (r *Request) End(appStatus uint32) error {
 func (r *Request) end(records []byte) error {
 	c := r.conn
 	r.ended = true
-	last := c.remove(r)
+	c.remove(r)
 	err := c.write(records)
-	if last {
-		c.finish(r)
-	}
+	c.settle()
 	return err
 }
 
@@ -309,7 +314,8 @@ func (r *Request) end(records []byte) error {
 func (r *Request) Cut() {
 	r.ended = true
 	r.conn.remove(r)
-	r.conn.nc.Close()
+	r.conn.kill()
+	r.conn.settle()
 }
 
 // Write sends p as part of the answer: the header block of a CGI answer

@@ -7,7 +7,10 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Server answers the FastCGI requests of any number of listeners. Its
@@ -61,6 +64,7 @@ const (
 	// may do so once the server stops: its client connected in good faith.
 	firstRequestGrace = time.Second
 	lingerTime        = 2 * time.Second
+	backlogDrain      = 250 * time.Millisecond
 )
 
 func (s *Server) maxParams() int   { return orDefault(s.MaxParams, defaultMaxParams) }
@@ -84,6 +88,7 @@ func (s *Server) logger() *slog.Logger {
 // A deadlineListener is what net's TCP and Unix listeners are.
 type deadlineListener interface {
 	net.Listener
+	syscall.Conn
 	SetDeadline(time.Time) error
 }
 
@@ -144,16 +149,28 @@ func (s *Server) drainBacklog(l net.Listener) error {
 	if !ok {
 		return ErrServerClosed
 	}
-	for {
-		if err := dl.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
-			return ErrServerClosed
-		}
+	dl.SetDeadline(time.Time{})
+	for began := time.Now(); time.Since(began) < backlogDrain && waiting(dl); { // new ones might come for ever
 		nc, err := dl.Accept()
 		if err != nil {
 			return ErrServerClosed
 		}
 		s.open(nc)
 	}
+	return ErrServerClosed
+}
+
+// waiting reports whether Accept would return at once.
+func waiting(l deadlineListener) bool {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ready := 0
+	err = raw.Control(func(fd uintptr) {
+		ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) // interrupted or not: it says 0
+	})
+	return err == nil && ready == 1
 }
 
 func isTimeout(err error) bool {
@@ -279,7 +296,7 @@ func (s *Server) closeConns() {
 	s.closing = true
 	s.mu.Unlock()
 	for _, c := range conns {
-		c.nc.Close()
+		c.kill()
 	}
 }
 
