@@ -46,7 +46,6 @@ type Start struct {
 	Debug    bool
 
 	handshake *os.File
-	lifeline  *os.File // never read and never closed: its death is the supervisor's
 }
 
 // Started takes over what the supervisor gave this process, and removes the
@@ -103,26 +102,36 @@ func Started() (*Start, error) {
 	if s.handshake, err = inherited(EnvHandshake, fds[EnvHandshake]); err != nil {
 		return nil, err
 	}
-	if s.lifeline, err = inherited(EnvLifeline, fds[EnvLifeline]); err != nil {
+	// The lifeline stays open until the process ends, so nothing owns it.
+	if _, err = inheritedFD(EnvLifeline, fds[EnvLifeline]); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// inherited returns the descriptor that a variable names.
 func inherited(name, value string) (*os.File, error) {
+	fd, err := inheritedFD(name, value)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// inheritedFD returns the descriptor that a variable names, and keeps it from
+// the application's children.
+func inheritedFD(name, value string) (int, error) {
 	fd, err := strconv.Atoi(value)
 	if err != nil || fd < 3 {
-		return nil, fmt.Errorf("%s=%q: want the number of a descriptor, 3 or more", name, value)
+		return 0, fmt.Errorf("%s=%q: want the number of a descriptor, 3 or more", name, value)
 	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	if err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags|unix.FD_CLOEXEC)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s=%d: %w", name, fd, err)
+		return 0, fmt.Errorf("%s=%d: %w", name, fd, err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return fd, nil
 }
 
 // Ready tells the supervisor that the worker accepts connections now, and
