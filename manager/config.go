@@ -138,7 +138,9 @@ func (p *PoolConfig) Environ(base []string) []string {
 	for name, value := range given {
 		switch name {
 		case "PATH", "HOME", "USER", "LOGNAME":
-			env[name] = value
+			if value != "" {
+				env[name] = value
+			}
 		default:
 			if !p.ClearEnv {
 				env[name] = value

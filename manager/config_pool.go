@@ -1,0 +1,557 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"fpmd/protocol"
+)
+
+// Limits that are nobody's but the configuration's: beyond them is a slip of
+// the hand.
+const (
+	maxWorkers    = 1024 // of one pool
+	maxProcs      = 1024
+	maxQueueSize  = 1 << 20
+	maxBacklog    = 1<<16 - 1
+	minMaxEnviron = 4 << 10
+)
+
+var (
+	poolName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}$`)
+	hostName = regexp.MustCompile(`^([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?$`)
+	wsgiSpec = regexp.MustCompile(`^[\pL_][\pL\pN_]*(\.[\pL_][\pL\pN_]*)*:[\pL_][\pL\pN_]*(\.[\pL_][\pL\pN_]*)*(\(\))?$`)
+)
+
+// supervisorSettings are the keys of [supervisor].
+var supervisorSettings = []setting[Supervisor]{
+	{"runtime_dir", func(v value, s *Supervisor) {
+		if v.path(&s.RuntimeDir); s.RuntimeDir == "/" { // what is in it is removed
+			v.refuse("want a folder of fpmd's own")
+		}
+	}},
+	{"include", func(v value, s *Supervisor) {
+		if _, ok := v.raw.([]any); ok { // what is wrong has been said when it was followed
+			s.Include = nil
+			for _, e := range v.elements() {
+				if pattern, ok := e.raw.(string); ok {
+					s.Include = append(s.Include, pattern)
+				}
+			}
+		}
+	}},
+	{"log_level", func(v value, s *Supervisor) {
+		levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+		level := strings.ToLower(s.LogLevel.String())
+		v.oneOf(&level, "debug", "info", "warn", "error")
+		s.LogLevel = levels[level]
+	}},
+	{"log_format", func(v value, s *Supervisor) { v.oneOf(&s.LogFormat, "text", "json") }},
+	{"log", func(v value, s *Supervisor) { v.path(&s.Log, "") }},
+	{"user", func(v value, s *Supervisor) {
+		// Only root has a use for it: another user's fpmd need not know the name.
+		if v.text(&s.User) && s.User != "" && v.l.euid == 0 {
+			if _, err := v.l.userNamed(s.User); err != nil {
+				v.refuse("%v", err)
+			}
+		}
+	}},
+	{"procs", func(v value, s *Supervisor) { v.integer(&s.Procs, 0, maxProcs) }},
+}
+
+// A draft is a pool that is being read.
+type draft struct {
+	PoolConfig
+	l     *loader
+	doc   *document
+	key   toml.Key         // pool.NAME
+	given map[string]value // what the table holds
+
+	user, group string
+
+	// What was refused, so that what follows from it is not said as well.
+	noDirectory, noUser bool
+}
+
+// poolSettings are the keys of [pool.NAME]. What depends on more than one of
+// them is seen to in check.
+var poolSettings = []setting[draft]{
+	{"listen", func(v value, d *draft) { d.setListen(v) }},
+	{"listen_mode", func(v value, d *draft) { v.octal(&d.ListenMode) }},
+	{"listen_owner", func(v value, d *draft) {
+		var name string
+		if !v.text(&name) || name == "" {
+			return
+		}
+		u, err := v.l.userNamed(name)
+		if err == nil {
+			d.ListenOwner, err = number(u.Uid)
+		}
+		if err == nil && v.l.euid != 0 && d.ListenOwner != v.l.euid {
+			err = fmt.Errorf("fpmd is not root (it is %s) and can't give files away: leave it out, or start fpmd as root", v.l.self())
+		}
+		if err != nil {
+			v.refuse("%v", err)
+		}
+	}},
+	{"listen_group", func(v value, d *draft) {
+		var name string
+		if !v.text(&name) || name == "" {
+			return
+		}
+		gid, err := v.l.groupNamed(name)
+		if err == nil && v.l.euid != 0 {
+			if err = v.l.inGroup(gid); err != nil {
+				err = fmt.Errorf("%w: leave it out, or start fpmd as root", err)
+			}
+		}
+		if err != nil {
+			v.refuse("%v", err)
+			return
+		}
+		d.ListenGroup = gid
+	}},
+	{"listen_backlog", func(v value, d *draft) { v.integer(&d.ListenBacklog, 1, maxBacklog) }},
+	{"allowed_clients", func(v value, d *draft) { d.setAllowedClients(v) }},
+	{"wsgi", func(v value, d *draft) {
+		if v.text(&d.WSGI) && !wsgiSpec.MatchString(d.WSGI) {
+			v.refuse("want \"module:callable\", such as \"blog.wsgi:application\", or \"module:factory()\"")
+		}
+	}},
+	{"command", func(v value, d *draft) {
+		if !v.texts(&d.Command) {
+			return
+		}
+		if len(d.Command) == 0 || d.Command[0] == "" {
+			v.refuse("want a program and its arguments, such as [\"/srv/api/api\", \"-v\"]")
+			d.Command = nil
+		}
+	}},
+	{"directory", func(v value, d *draft) {
+		var dir string
+		v.path(&dir)
+		d.noDirectory = true
+		if dir == "" {
+			return
+		}
+		switch fi, err := v.l.stat(dir); {
+		case err != nil:
+			v.refuse("%v: want a folder that is there", err)
+		case !fi.IsDir():
+			v.refuse("not a folder: want one")
+		default:
+			d.Directory, d.noDirectory = dir, false
+		}
+	}},
+	{"python", func(v value, d *draft) {
+		if v.text(&d.Python) && d.Python == "" {
+			v.refuse("want a Python interpreter, such as \"python3\" or \"/srv/blog/.venv/bin/python\"")
+		}
+	}},
+	{"python_path", func(v value, d *draft) { v.texts(&d.PythonPath) }},
+	{"user", func(v value, d *draft) { d.noUser = !v.text(&d.user) }},
+	{"group", func(v value, d *draft) { v.text(&d.group) }},
+	{"umask", func(v value, d *draft) {
+		mask := os.FileMode(d.Umask)
+		v.octal(&mask)
+		d.Umask = int(mask)
+	}},
+	{"env", func(v value, d *draft) { v.environment(&d.Env) }},
+	{"clear_env", func(v value, d *draft) { v.boolean(&d.ClearEnv) }},
+	{"pm", func(v value, _ *draft) {
+		pm := "static"
+		v.oneOf(&pm, "static")
+	}},
+	{"workers", func(v value, d *draft) {
+		if s := ""; v.raw == "auto" || v.varied() && v.text(&s) && s == "auto" {
+			d.Workers = min(v.l.processors, maxWorkers)
+			return
+		}
+		if _, isText := v.raw.(string); isText && !v.varied() {
+			v.refuse("want a number from 1 to %d, without quotes, or \"auto\"", maxWorkers)
+			return
+		}
+		v.integer(&d.Workers, 1, maxWorkers)
+	}},
+	{"threads", func(v value, d *draft) { v.integer(&d.Threads, 0, protocol.MaxSlots) }},
+	{"script_name", func(v value, d *draft) {
+		var s string
+		if !v.text(&s) {
+			return
+		}
+		if s != "" && (s == "/" || path.Clean(s) != s || s[0] != '/' || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("?#%\\", r) })) {
+			v.refuse("want \"\", or a path such as \"/blog\": it begins with / and does not end with one, and has no empty, . or .. part, no space, ?, #, %% or \\")
+			return
+		}
+		d.ScriptName = s
+	}},
+	{"debug", func(v value, d *draft) { v.boolean(&d.Debug) }},
+	{"allow_root", func(v value, d *draft) { v.boolean(&d.AllowRoot) }},
+	{"start_timeout", func(v value, d *draft) { v.duration(&d.StartTimeout, false) }},
+	{"stop_timeout", func(v value, d *draft) { v.duration(&d.StopTimeout, false) }},
+	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},
+	{"request_timeout", func(v value, d *draft) { v.duration(&d.RequestTimeout, true) }},
+	{"queue_size", func(v value, d *draft) { v.integer(&d.QueueSize, 0, maxQueueSize) }},
+	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},
+	{"access_log", func(v value, d *draft) { v.path(&d.AccessLog, "", "-") }},
+	{"max_environ", func(v value, d *draft) { v.size(&d.MaxEnviron, minMaxEnviron, protocol.MaxEnviron) }},
+}
+
+// place is where the pool is defined.
+func (d *draft) place() string { return fmt.Sprintf("%s:%d", d.doc.path, d.doc.line(d.key)) }
+
+// refuse refuses what the table says, or does not say, as a whole.
+func (d *draft) refuse(want string, args ...any) {
+	d.l.refuse(d.doc, d.doc.line(d.key), d.key.String(), "", want, args...)
+}
+
+func (d *draft) has(name string) bool { _, ok := d.given[name]; return ok }
+
+func (d *draft) setListen(v value) {
+	list := []value{v}
+	if _, ok := v.raw.([]any); ok {
+		list = v.elements()
+	} else if _, ok := v.raw.(string); !ok {
+		v.refuse("want an address in quotes, or a list of them")
+		return
+	}
+	if len(list) == 0 {
+		v.refuse("want at least one address")
+	}
+	for _, e := range list {
+		var s string
+		if !e.text(&s) {
+			continue
+		}
+		a, err := parseAddress(s)
+		if err != nil {
+			e.refuse("%v", err)
+			continue
+		}
+		d.Listen = append(d.Listen, a)
+	}
+}
+
+// parseAddress reads what a pool listens on. An error is in the words of a
+// ConfigError.
+func parseAddress(s string) (Address, error) {
+	const want = "want the path of a Unix socket, such as \"/run/fpmd/blog.sock\", or HOST:PORT, such as \"127.0.0.1:9001\""
+	if p, ok := strings.CutPrefix(s, "unix:"); ok {
+		return Address{}, fmt.Errorf("want the path alone: %q", p)
+	}
+	if strings.HasPrefix(s, "/") {
+		if strings.HasSuffix(s, "/") {
+			return Address{}, errors.New("the path of a folder: want that of a socket")
+		}
+		p := filepath.Clean(s)
+		if len(p) > maxSocketPath {
+			return Address{}, fmt.Errorf("the path has %d bytes: want at most %d, which is all that the kernel takes", len(p), maxSocketPath)
+		}
+		return Address{"unix", p}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		if isNumber(s) {
+			return Address{}, fmt.Errorf("want an address before the port: \"127.0.0.1:%s\"", s)
+		}
+		return Address{}, errors.New(want)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return Address{}, errors.New("want a port from 1 to 65535 after the last colon")
+	}
+	port = strings.TrimLeft(port, "0")
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	} else if host != "" && !hostName.MatchString(host) {
+		return Address{}, errors.New(want)
+	}
+	return Address{"tcp", net.JoinHostPort(strings.ToLower(host), port)}, nil
+}
+
+// loopback reports whether only this machine reaches a.
+func (a Address) loopback() bool {
+	if a.Network == "unix" {
+		return true
+	}
+	host, _, _ := net.SplitHostPort(a.Address)
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// meets reports whether a and b can't both be listened on.
+func (a Address) meets(b Address) bool {
+	if a == b {
+		return true
+	}
+	if a.Network != "tcp" || b.Network != "tcp" {
+		return false
+	}
+	hostA, portA, _ := net.SplitHostPort(a.Address)
+	hostB, portB, _ := net.SplitHostPort(b.Address)
+	if portA != portB {
+		return false
+	}
+	if hostA == "localhost" && b.loopback() || hostB == "localhost" && a.loopback() {
+		return true // it is 127.0.0.1, ::1 or both
+	}
+	ipA, errA := netip.ParseAddr(hostA)
+	ipB, errB := netip.ParseAddr(hostB)
+	allA := hostA == "" || errA == nil && ipA.IsUnspecified()
+	allB := hostB == "" || errB == nil && ipB.IsUnspecified()
+	// All of IPv4 leaves every address of IPv6 free, but not the other way
+	// round: a socket for all of IPv6 takes IPv4 along.
+	return allA && !(ipA.Is4() && ipB.Is6() && !allB) || allB && !(ipB.Is4() && ipA.Is6() && !allA)
+}
+
+func (d *draft) setAllowedClients(v value) {
+	var list []string
+	if !v.texts(&list) {
+		return
+	}
+	for i, e := range v.elements() {
+		p, err := netip.ParsePrefix(list[i])
+		if err != nil {
+			var ip netip.Addr
+			if ip, err = netip.ParseAddr(list[i]); err == nil && ip.Zone() == "" {
+				ip = ip.Unmap()
+				p = netip.PrefixFrom(ip, ip.BitLen())
+			} else {
+				e.refuse("want an address such as \"10.0.0.7\", or a network such as \"10.0.0.0/8\"")
+				continue
+			}
+		}
+		if p.Addr().Is4In6() { // clients are compared unmapped
+			if p.Bits() < 96 {
+				e.refuse("want an IPv4 network as such: \"10.0.0.0/8\"")
+				continue
+			}
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		if p != p.Masked() {
+			e.refuse("has bits set behind its first %d: want \"%v\", or \"%v\" for one address", p.Bits(), p.Masked(), p.Addr())
+			continue
+		}
+		d.AllowedClients = append(d.AllowedClients, p)
+	}
+}
+
+// check sees to what takes more than one key or table.
+func (l *loader) check(main *document) {
+	for _, d := range l.pools {
+		d.checkListen()
+		d.checkProgram()
+		d.checkUser()
+	}
+	for i, d := range l.pools {
+		for j, a := range d.Listen {
+			for k, other := range l.pools[:i+1] {
+				for m, b := range other.Listen {
+					if k == i && m >= j || !a.meets(b) {
+						continue
+					}
+					d.given["listen"].refuse("pool %s listens on %s as well (%s): want an address that no other has", other.Name, b, other.given["listen"].place())
+				}
+			}
+		}
+	}
+	if len(l.pools) == 0 && len(l.errs) == 0 {
+		l.refuse(main, 1, "", "", "no pool: want at least one table [pool.NAME], here or in a file that supervisor.include names")
+	}
+}
+
+func (d *draft) checkListen() {
+	if !d.has("listen") {
+		d.refuse("no listen: want listen = \"/run/fpmd/%s.sock\" or another address", d.Name)
+		return
+	}
+	tcp, open := false, ""
+	for _, a := range d.Listen {
+		tcp = tcp || a.Network == "tcp"
+		if !a.loopback() && open == "" {
+			open = a.Address
+		}
+	}
+	if v, ok := d.given["allowed_clients"]; ok {
+		if len(d.Listen) > 0 && !tcp {
+			v.refuse("listen has no TCP address: leave it out; listen_mode, listen_owner and listen_group say who may connect to a Unix socket")
+		}
+		if list, isList := v.raw.([]any); isList && len(list) == 0 {
+			v.refuse("nobody could connect: want at least one address or network, or leave it out for a loopback address")
+		}
+	} else if open != "" {
+		d.given["listen"].refuse("others than this machine reach %s, and who connects decides what the application is told: want allowed_clients = [\"...\"] with the web servers' addresses, or a loopback address", open)
+	}
+}
+
+// checkProgram sees to what runs, and where.
+func (d *draft) checkProgram() {
+	switch wsgi, command := d.has("wsgi"), d.has("command"); {
+	case wsgi && command:
+		d.given["command"].refuse("there is wsgi as well (line %d): want one of the two", d.doc.line(d.given["wsgi"].key))
+		return
+	case !wsgi && !command:
+		d.refuse("nothing to run: want wsgi = \"module:callable\" or command = [\"program\"]")
+		return
+	case command:
+		for _, name := range []string{"python", "python_path"} {
+			if v, ok := d.given[name]; ok {
+				v.refuse("the pool runs a command: leave it out, or want wsgi in the place of command (line %d)", d.doc.line(d.given["command"].key))
+			}
+		}
+		if len(d.Command) > 0 {
+			d.findProgram(d.given["command"].elements()[0], &d.Command[0])
+		}
+	case wsgi:
+		if !d.has("directory") {
+			d.refuse("no directory: want directory = \"...\", the folder that the module %s is in", d.module())
+		}
+		if v, ok := d.given["threads"]; ok && d.Threads > 1 {
+			v.refuse("a worker that hosts WSGI runs one request at a time: want 1, and more workers")
+		}
+		if v, ok := d.given["python"]; ok && d.Python != "" {
+			d.findProgram(v, &d.Python)
+		} else if err := d.l.program(d.Python, d.searchPath()); !ok && err != nil {
+			d.refuse("no python, and the default %s is %v", d.Python, err)
+		}
+		for i, dir := range d.PythonPath {
+			e := d.given["python_path"].elements()[i]
+			if dir == "" || strings.Contains(dir, ":") {
+				e.refuse("want a folder or an archive, without a colon in its name")
+				continue
+			}
+			if !filepath.IsAbs(dir) {
+				dir = filepath.Join(d.Directory, dir)
+			}
+			d.PythonPath[i] = filepath.Clean(dir)
+		}
+	}
+}
+
+func (d *draft) module() string {
+	module, _, _ := strings.Cut(d.WSGI, ":")
+	return strconv.Quote(module)
+}
+
+// findProgram makes *name absolute, unless it is to be looked up, and refuses
+// what can't be run.
+func (d *draft) findProgram(v value, name *string) {
+	if strings.Contains(*name, "/") {
+		if !filepath.IsAbs(*name) {
+			if d.noDirectory {
+				return
+			}
+			*name = filepath.Join(d.Directory, *name)
+		}
+		*name = filepath.Clean(*name)
+	}
+	if err := d.l.program(*name, d.searchPath()); err != nil {
+		v.refuse("%v", err)
+	}
+}
+
+// searchPath is the PATH that workers get.
+func (d *draft) searchPath() string {
+	if path, ok := d.Env["PATH"]; ok {
+		return path
+	}
+	if path, ok := d.l.lookupEnv("PATH"); ok && path != "" {
+		return path
+	}
+	return defaultPath
+}
+
+// checkUser finds whom the workers become.
+func (d *draft) checkUser() {
+	if d.l.euid != 0 {
+		d.checkNoChange()
+		return
+	}
+	gid := -1
+	if d.group != "" {
+		var err error
+		if gid, err = d.l.groupNamed(d.group); err != nil {
+			d.given["group"].refuse("%v", err)
+			gid = -1
+		}
+	}
+	name := d.user
+	var u *user.User
+	var err error
+	switch {
+	case d.noUser:
+		return
+	case name != "":
+		u, err = d.l.userNamed(name)
+	case d.l.cfg.Supervisor.User != "":
+		name = d.l.cfg.Supervisor.User
+		if u, err = d.l.userNamed(name); err != nil {
+			return // said of supervisor.user
+		}
+	default:
+		name = "root"
+		u, err = d.l.userID("0")
+	}
+	complain := d.refuse
+	if d.user != "" {
+		complain = d.given["user"].refuse
+	}
+	if err == nil {
+		d.Cred, err = d.l.credential(u, gid)
+	}
+	switch {
+	case err != nil:
+		complain("%v", err)
+	case d.Cred.UID == 0 && !d.AllowRoot && d.user != "":
+		complain("the application would run as root: want another user, or allow_root = true")
+	case d.Cred.UID == 0 && !d.AllowRoot:
+		complain("the application would run as root: want user = \"...\" here or in [supervisor], or allow_root = true")
+	}
+}
+
+// checkNoChange refuses another user or group than ours, which only root could
+// change to.
+func (d *draft) checkNoChange() {
+	if d.user != "" {
+		u, err := d.l.userNamed(d.user)
+		if err == nil && u.Uid != strconv.Itoa(d.l.euid) {
+			err = fmt.Errorf("fpmd is not root (it is %s) and can't change users: leave it out, or start fpmd as root", d.l.self())
+		}
+		if err != nil {
+			d.given["user"].refuse("%v", err)
+		}
+	}
+	if d.group != "" {
+		gid, err := d.l.groupNamed(d.group)
+		if err == nil && gid != d.l.egid {
+			err = fmt.Errorf("fpmd is not root (its group is %d) and can't change groups: leave it out, or start fpmd as root", d.l.egid)
+		}
+		if err != nil {
+			d.given["group"].refuse("%v", err)
+		}
+	}
+}
+
+// inGroup is an error when we are not in group gid.
+func (m *machine) inGroup(gid int) error {
+	groups, err := m.ownGroups()
+	if err != nil {
+		return fmt.Errorf("look up our own groups: %w", err)
+	}
+	if gid != m.egid && !slices.Contains(groups, gid) {
+		return fmt.Errorf("fpmd is not root (it is %s) and not in this group", m.self())
+	}
+	return nil
+}
