@@ -473,9 +473,10 @@ func syntaxError(text string, err error) *ConfigError {
 	return e
 }
 
-// lineAt is the number of the line that byte offset belongs to.
+// lineAt is the number of the line that byte offset belongs to. The parser's offsets can
+// be off by one at either end of a text.
 func lineAt(text string, offset int) int {
-	return 1 + strings.Count(text[:min(offset, len(text))], "\n")
+	return 1 + strings.Count(text[:min(max(offset, 0), len(text))], "\n")
 }
 
 // inOrder gives the names in the table name as they first appear in the file.
@@ -534,7 +535,7 @@ func (doc *document) lineOf(key toml.Key) int {
 			}
 			// Its Line is where a value ends, its Start where the content of
 			// one begins: with """, that may be the line after the key's.
-			before := doc.text[:min(perr.Position.Start, len(doc.text))]
+			before := doc.text[:min(max(perr.Position.Start, 0), len(doc.text))]
 			for _, open := range []string{"\"\"\"\n", "\"\"\"\r\n", "'''\n", "'''\r\n"} {
 				before = strings.TrimSuffix(before, open)
 			}

@@ -87,10 +87,10 @@ func (m *machine) userNamed(name string) (*user.User, error) {
 	case err == nil:
 		return u, nil
 	case noName:
-		return nil, fmt.Errorf("no such user: want one that this machine has")
+		return nil, errors.New("no such user: want one that this machine has")
 	}
 	if _, noID := errors.AsType[user.UnknownUserIdError](err); noID {
-		return nil, fmt.Errorf("no such user: want one that this machine has")
+		return nil, errors.New("no such user: want one that this machine has")
 	}
 	return nil, fmt.Errorf("look the user up: %w", err)
 }

@@ -644,6 +644,7 @@ func FuzzLoad(f *testing.F) {
 		f.Add(text, true)
 		f.Add(text, false)
 	}
+	f.Add([]byte("\x12"), true) // the parser finds its error at offset -1
 	f.Fuzz(func(t *testing.T, text []byte, root bool) {
 		uid := 1001
 		if root {
