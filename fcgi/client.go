@@ -224,7 +224,7 @@ type answer struct {
 	left, pad int   // of the current STDOUT record
 	err       error // what Read returns from now on
 
-	mu       sync.Mutex // guards what the body's sender says
+	mu       sync.Mutex // guards what the body's sender says, and is held while it writes its last
 	bodySent bool
 	bodyErr  error
 }
@@ -250,14 +250,17 @@ func (a *answer) sendBody(body io.Reader) {
 			a.nc.Close()
 			return
 		}
+		if err == io.EOF {
+			// The answer may end as soon as this is written; who finds out whether
+			// the connection can be kept waits until that is known here.
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			_, werr := a.nc.Write(records)
+			a.bodySent = werr == nil
+			return
+		}
 		if _, werr := a.nc.Write(records); werr != nil {
 			return // the answer, or its end, says why
-		}
-		if err == io.EOF {
-			a.mu.Lock()
-			a.bodySent = true
-			a.mu.Unlock()
-			return
 		}
 	}
 }
@@ -278,7 +281,6 @@ func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.br.Read(p[:min(len(p), a.left)])
 	a.left -= n
 	if err != nil {
-		a.left = 0
 		return n, a.fail(err)
 	}
 	if a.left == 0 {
@@ -356,6 +358,7 @@ func (a *answer) end(app uint32, status ProtocolStatus) {
 
 // fail closes the connection and notes why the answer has no end.
 func (a *answer) fail(err error) error {
+	a.nc.Close() // first: it ends what the body's sender may be in
 	a.mu.Lock()
 	bodyErr := a.bodyErr
 	a.mu.Unlock()
@@ -367,9 +370,8 @@ func (a *answer) fail(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		err = io.ErrUnexpectedEOF
 	}
-	a.err = err
+	a.err, a.left = err, 0
 	a.unwatch()
-	a.nc.Close()
 	return err
 }
 

@@ -45,8 +45,8 @@ type conn struct {
 	small   []byte   // content of a record that is handled whole
 	ready   []*Request
 	sawData bool
-	grace   bool // the server stops, and the connection has been given its last moment
-	last    bool // that is over: what is there is read, and then the connection ends
+	grace   time.Time // the end of the last moment that is given when the server stops
+	last    bool      // that is over: what is there is read, and then the connection ends
 	err     error
 
 	// wmu is held while whole records are written, by a request's goroutine or
@@ -132,18 +132,20 @@ func (c *conn) expired() (over bool) {
 	case !c.linger.IsZero():
 		c.nc.SetReadDeadline(c.linger)
 		return !time.Now().Before(c.linger)
-	case !c.srv.stopping.Load() || !c.quietLocked():
-	case c.grace:
-		c.last = true
-	default:
+	case c.srv.stopping.Load() && c.quietLocked():
 		// What the client has sent already is read and answered; one that has
 		// only connected yet, or is in the middle of a record, is given the time to ask.
-		c.grace = true
+		now := time.Now()
 		wait := time.Millisecond
 		if !c.sawData || c.headLen > 0 || c.left > 0 || c.pad > 0 {
 			wait = firstRequestGrace
 		}
-		c.nc.SetReadDeadline(time.Now().Add(wait))
+		if end := now.Add(wait); c.grace.IsZero() || end.Before(c.grace) {
+			c.grace = end
+		}
+		if c.last = !now.Before(c.grace); !c.last { // or it was a poke, which comes any number of times
+			c.nc.SetReadDeadline(c.grace)
+		}
 	}
 	return false
 }
