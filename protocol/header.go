@@ -133,16 +133,21 @@ func AppendStatus(dst []byte, status int, reason string) ([]byte, error) {
 	return append(dst, "\r\n"...), nil
 }
 
+// IsToken reports whether name can be a header field's.
+func IsToken(name string) bool {
+	for i := range len(name) {
+		if byteClass[name[i]]&inToken == 0 {
+			return false
+		}
+	}
+	return name != ""
+}
+
 // AppendField appends one header field, or an error that wraps ErrField and
 // nothing.
 func AppendField(dst []byte, name, value string) ([]byte, error) {
-	if name == "" {
-		return dst, fmt.Errorf("header with an empty name %w", ErrField)
-	}
-	for i := range len(name) {
-		if byteClass[name[i]]&inToken == 0 {
-			return dst, fmt.Errorf("header name %.60q %w: %q is not of a token", name, ErrField, name[i])
-		}
+	if !IsToken(name) {
+		return dst, fmt.Errorf("header name %.60q %w: not a token", name, ErrField)
 	}
 	if isStatus(name) {
 		return dst, fmt.Errorf("header Status %w: the status is given apart", ErrField)

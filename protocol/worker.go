@@ -617,6 +617,9 @@ func (x *Exchange) End(p []byte) error {
 	return x.send(p, true)
 }
 
+// Answered reports whether the answer has ended, by End or by Cut.
+func (x *Exchange) Answered() bool { return x.answer == answered }
+
 // send sends the current frame with p behind what it holds.
 func (x *Exchange) send(p []byte, last bool) error {
 	for {
