@@ -40,7 +40,7 @@ func (l *lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, n
 func start(t testing.TB, s *Server, network string) net.Addr {
 	t.Helper()
 	address := "127.0.0.1:0"
-	if network == "unix" {
+	if network != "tcp" {
 		address = filepath.Join(t.TempDir(), "s")
 	}
 	l, err := net.Listen(network, address)
