@@ -73,6 +73,7 @@ def main():
     except Unfit as error:
         report.line("fpmd: %s" % error)
         return CONFIG
+    worker.close()
     worker.idle = False  # a second SIGTERM must not interrupt the exit hooks
     _bound_threads()
     return 0

@@ -155,16 +155,19 @@ def _fail(worker, environ, answer, error):
         worker.leave_fork(error)
     if answer.connection.gone:
         return
-    if not answer.started:
-        page = "500 Internal Server Error\n"
-        if worker.debug:
-            page += "\n" + told + "\n"
-        answer.fail(page.encode("utf-8", "backslashreplace"))
-    elif not answer.ended:
-        if answer.completed is not None:
-            answer.finish()  # the client has all of it; only what came after failed
-        else:
-            answer.cut()
+    try:
+        if not answer.started:
+            page = "500 Internal Server Error\n"
+            if worker.debug:
+                page += "\n" + told + "\n"
+            answer.fail(page.encode("utf-8", "backslashreplace"))
+        elif not answer.ended:
+            if answer.completed is not None:
+                answer.finish()  # the client has all of it; only what came after failed
+            else:
+                answer.cut()
+    except Gone:
+        pass  # the iterable is still to be closed
 
 
 def _is_abort(error):

@@ -61,7 +61,8 @@ class Worker:
         self._connections = set()
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # Two words a slot: begun and withdrawn (PROTOCOL.md section 6).
-        self.page = memoryview(mmap.mmap(page, PAGE_SIZE)).cast("Q")
+        self._memory = mmap.mmap(page, PAGE_SIZE)
+        self.page = memoryview(self._memory).cast("Q")
         os.close(page)
 
         self.environ = {
@@ -111,6 +112,10 @@ class Worker:
     def release(self, connection):
         self._connections.discard(connection)
         connection.close()
+
+    def close(self):
+        """Takes no further connection, however long the exit hooks of the application last."""
+        self._listener.close()
 
     def wait(self, sock):
         """Waits until sock can be read; raises Stop at SIGTERM.
@@ -165,6 +170,8 @@ class Worker:
         """In a forked child: closes what is the parent's, and lets SIGTERM end the child."""
         self.forked = True
         self._listener.close()
+        self.page.release()
+        self._memory.close()  # it holds a descriptor, too
         for connection in self._connections:
             connection.close()
         for descriptor in (self._handshake, self._lifeline, self._woken, self._waker):

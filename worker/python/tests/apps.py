@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -151,7 +152,30 @@ def fork(environ, start_response):
     start_response("200 OK", PLAIN)
     if not pid:
         return [b"from the child"]
-    return [b"child ended with %d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+    return [b"child ended with %d" % os.WEXITSTATUS(os.waitpid(pid, 0)[1])]
+
+
+def sockets_and_pipes():
+    """What this process holds besides standard input, output and error."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        if int(descriptor) > 2:
+            try:
+                found.append(os.readlink("/proc/self/fd/" + descriptor))
+            except OSError:  # the descriptor by which the folder was listed
+                pass
+    return [name for name in found if not name.startswith("/proc")]
+
+
+def wait_for_hangup():
+    """Waits until the other end of the exchange's connection has closed it."""
+    hangups = select.poll()
+    for descriptor in os.listdir("/proc/self/fd"):
+        path = "/proc/self/fd/" + descriptor
+        if os.path.islink(path) and os.readlink(path).startswith("socket:"):
+            hangups.register(int(descriptor), 0)
+    while not any(event & select.POLLHUP for _, event in hangups.poll()):
+        pass
 
 
 def at_exit():
