@@ -20,8 +20,8 @@ import (
 var errProtocol = errors.New("fastcgi protocol broken")
 
 const (
-	readBuffer   = 64 << 10
-	maxGetValues = 1 << 10 // the questions that exist take 51 bytes
+	readBuffer   = 80 << 10 // a body of 64 KiB, its records and its parameters come with one read
+	maxGetValues = 1 << 10  // the questions that exist take 51 bytes
 )
 
 // readBuffers lends a buffer to a reader while there is something to read, so
@@ -449,7 +449,7 @@ func (c *conn) startReady(drained bool) {
 	kept := c.ready[:0]
 	for _, r := range c.ready {
 		c.mu.Lock()
-		start := !r.gone && (drained || r.stdinDone || r.tooLarge || len(r.in) >= readBuffer)
+		start := !r.gone && (r.stdinDone || r.tooLarge || len(r.in) >= readBuffer || drained && !r.soonWholeLocked())
 		r.started = start
 		gone := r.gone
 		c.mu.Unlock()

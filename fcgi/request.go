@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -50,6 +51,7 @@ type Request struct {
 	spoolSize  int64
 	spoolErr   error
 	bodyClosed bool
+	length     int64         // of the body, as CONTENT_LENGTH has it; -1: not looked for yet
 	wake       chan struct{} // has room for one; filled when a Read may go on
 
 	first []byte // what First gave away
@@ -64,7 +66,7 @@ const keptBuffer = 64 << 10 // larger ones are not worth keeping for the next re
 
 func newRequest(c *conn, id uint16, role Role, keep bool) *Request {
 	r := requests.Get().(*Request)
-	r.conn, r.id, r.role, r.keep, r.received = c, id, role, keep, time.Now()
+	r.conn, r.id, r.role, r.keep, r.received, r.length = c, id, role, keep, time.Now(), -1
 	return r
 }
 
@@ -175,6 +177,35 @@ func (r *Request) storeLocked(b []byte) {
 		}
 	}
 	r.wakeLocked()
+}
+
+// soonWholeLocked reports whether the rest of the body is worth waiting for before
+// the request starts: its length is known, and fits the buffer. A client that
+// is slow to send it keeps nobody busy so. conn.mu is held.
+func (r *Request) soonWholeLocked() bool {
+	if r.length < 0 {
+		r.length = contentLength(r.params)
+	}
+	return r.length > 0 && r.length <= int64(r.conn.srv.bodyBuffer()) && r.conn.paused != r && r.spool == nil
+}
+
+// contentLength is what CONTENT_LENGTH says; 0: nothing that helps.
+func contentLength(params []byte) int64 {
+	for rest := params; len(rest) > 0; {
+		var name, value []byte
+		var err error
+		if name, value, rest, err = NextParam(rest); err != nil {
+			return 0
+		}
+		if string(name) == "CONTENT_LENGTH" {
+			n, err := strconv.ParseInt(string(value), 10, 64)
+			if err != nil || n < 0 {
+				return 0
+			}
+			return n
+		}
+	}
+	return 0
 }
 
 // spoolLocked puts a part of the body into a file. A file system may make it

@@ -98,10 +98,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	s := x.slot
 	cfg := s.w.gen.cfg
 	x.worker = s.w.id
-	environLen := len(x.env.block) - protocol.RequestHead
-	frame := append(x.env.block, x.body...)
-	x.env.block = frame[:len(x.env.block)]
-	s.Send(frame, environLen, x.all, x.pool.numbers.Add(1))
+	s.Send(x.env.block, x.body, x.all, x.pool.numbers.Add(1))
 	deadline := after(now, cfg.RequestTimeout)
 	s.SetDeadline(deadline)
 	if !x.req.Watch(s) {
@@ -332,6 +329,7 @@ const keptBlock = 128 << 10
 
 func (x *exchange) free() {
 	if x.buf != nil {
+		x.buf.Free()
 		protocol.Buffers.Put(x.buf)
 	}
 	block := x.env.block

@@ -54,10 +54,10 @@ type worker struct {
 
 	// Guarded by pool.mu.
 	state  workerState
-	cause  string // why it left service, once it has
-	taken  int    // slots that are not free: with an exchange, or not greeted
+	cause  string  // why it left service, once it has
+	taken  int     // slots that are not free: with an exchange, or not greeted
 	spare  []*slot // free slots of a generation that does not serve yet
-	served uint64 // exchanges answered
+	served uint64  // exchanges answered
 
 	leaving chan struct{}  // closed when it takes no further exchange
 	drained chan struct{}  // closed when, after that, no slot is taken any more

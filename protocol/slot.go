@@ -68,16 +68,37 @@ type Framer interface {
 }
 
 const (
+	// maxPiece is the most content that one Frame call may cover: what one
+	// FastCGI record carries.
+	maxPiece = 1<<16 - 1
 	// tailRoom is what stays free behind an answer for its sender to append to.
-	tailRoom  = 64
-	bufferLen = HeaderLen + ResponseFixed + MaxHeaderBlock + tailRoom
+	tailRoom = 64
+	// firstRead is so much that an answer with a body of 64 KiB comes with one read.
+	firstRead = HeaderLen + ResponseFixed + MaxHeaderBlock + 4<<10
+	bufferLen = firstRead + HeaderLen + tailRoom
+
+	// A large frame's content is read into this many pieces at once.
+	pieces   = 4
+	largeLen = pieces*(HeaderLen+maxPiece) + tailRoom
 )
 
 // A Buffer is the memory that an answer is read into.
 type Buffer struct {
-	b    [bufferLen]byte
-	from int // b[from:have] has come and was not handed out
-	have int
+	b     [bufferLen]byte
+	from  int // b[from:have] has come and was not handed out
+	have  int
+	large *[largeLen]byte // nil unless there was a frame that takes it
+}
+
+var largeBuffers = sync.Pool{New: func() any { return new([largeLen]byte) }}
+
+// Free gives back what the buffer has grown by, and makes it ready for
+// another exchange.
+func (b *Buffer) Free() {
+	if b.large != nil {
+		largeBuffers.Put(b.large)
+	}
+	b.large, b.from, b.have = nil, 0, 0
 }
 
 // Bytes is all of the buffer's memory, for another use than an answer's.
@@ -114,10 +135,12 @@ type Slot struct {
 	gate    sync.Mutex // held while nc is exchanged, and while Abort and Lose poke it
 
 	// What transfer does next, and what came of it.
-	out []byte // of the request's frame: still to be written
-	in  []byte // to be read into
-	got int
-	err error
+	out   []byte // of the request's frame, and
+	body  []byte // of its body: still to be written
+	in    []byte // to be read into; nil: into parts
+	parts [pieces]iovec
+	got   int
+	err   error
 
 	deadline time.Time
 
@@ -163,7 +186,7 @@ func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
 	s.nc, s.raw = nc, raw
 	s.aborted.Store(false)
 	s.gate.Unlock()
-	s.rest, s.out = 0, nil
+	s.rest, s.out, s.body = 0, nil, nil
 
 	var b [HeaderLen]byte
 	nc.SetDeadline(deadline)
@@ -188,35 +211,36 @@ func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
 	return nil
 }
 
-// Send gives the slot an exchange. frame has RequestHead bytes of room at its
-// head, which Send fills, then environLen bytes of environ, then body; last
-// says that the body ends there. Receive, or Flush, writes the frame, which
-// must not change until one of them has returned.
-func (s *Slot) Send(frame []byte, environLen int, last bool, number uint64) {
-	h := Header{Type: Request, Aux: uint16(s.index), Length: uint32(len(frame) - HeaderLen)}
+// Send gives the slot an exchange. head has RequestHead bytes of room at its
+// beginning, which Send fills, then the environ; body is the first part of the body, and last
+// says that it is all. Receive, or Flush, writes them; they must not change
+// until one of the two has returned.
+func (s *Slot) Send(head, body []byte, last bool, number uint64) {
+	h := Header{Type: Request, Aux: uint16(s.index), Length: uint32(len(head) - HeaderLen + len(body))}
 	if last {
 		h.Flags = FlagLast
 	}
-	PutHeader(frame, h)
-	binary.LittleEndian.PutUint64(frame[HeaderLen:], number)
-	binary.LittleEndian.PutUint32(frame[HeaderLen+8:], uint32(environLen))
+	PutHeader(head, h)
+	binary.LittleEndian.PutUint64(head[HeaderLen:], number)
+	binary.LittleEndian.PutUint32(head[HeaderLen+8:], uint32(len(head)-RequestHead))
 	s.number = number
-	s.out = frame
+	s.out, s.body = head, body
 	s.aborted.Store(false) // one that came too late for the last exchange is not meant for this one
 	s.move(SlotSent)
 }
 
-// RequestHead is the room that Send needs at the head of a frame.
+// RequestHead is the room that Send needs at the beginning of a head.
 const RequestHead = HeaderLen + RequestFixed
 
 // Flush writes what Send left to be written.
 func (s *Slot) Flush() error {
-	if len(s.out) == 0 {
+	if len(s.out) == 0 && len(s.body) == 0 {
 		return nil
 	}
 	s.nc.SetWriteDeadline(s.deadline)
-	_, err := s.nc.Write(s.out)
-	s.out = nil
+	rest := net.Buffers{s.out, s.body}
+	_, err := rest.WriteTo(s.nc)
+	s.out, s.body = nil, nil
 	if err != nil {
 		return s.ended(err)
 	}
@@ -248,21 +272,17 @@ func (s *Slot) SetDeadline(t time.Time) {
 // with no call that could only say EAGAIN. The poller was armed before the
 // write, so the answer's arrival cannot be missed.
 func (s *Slot) transfer(fd uintptr) (done bool) {
-	if len(s.out) > 0 {
-		n, errno := write(fd, s.out)
-		if n == len(s.out) {
-			s.out = nil
-			return false
-		}
-		s.out = s.out[n:]
-		s.got = 0
-		if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
-			s.err = errno
-		}
-		return true // the socket is full: Receive writes the rest
+	if len(s.out) > 0 || len(s.body) > 0 {
+		return s.writeRequest(fd)
 	}
 	for {
-		n, errno := read(fd, s.in)
+		var n int
+		var errno syscall.Errno
+		if s.in != nil {
+			n, errno = read(fd, s.in)
+		} else {
+			n, errno = readv(fd, s.parts[:])
+		}
 		switch {
 		case errno == unix.EINTR:
 			continue
@@ -279,30 +299,51 @@ func (s *Slot) transfer(fd uintptr) (done bool) {
 	}
 }
 
-// fill reads more into b[b.have:limit], after writing what is still to be written.
-func (s *Slot) fill(b *Buffer, limit int) error {
+// writeRequest reports false, to wait for the answer, when all is written, and
+// true when the socket is full: fill writes the rest then.
+func (s *Slot) writeRequest(fd uintptr) (full bool) {
+	var n int
+	var errno syscall.Errno
+	if len(s.body) == 0 {
+		n, errno = write(fd, s.out)
+	} else {
+		n, errno = writev(fd, []iovec{iov(s.out), iov(s.body)})
+	}
+	if k := min(n, len(s.out)); k > 0 {
+		s.out, n = s.out[k:], n-k
+	}
+	s.body = s.body[n:]
+	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+		s.err = errno
+	}
+	s.got = 0
+	return len(s.out) > 0 || len(s.body) > 0
+}
+
+// fill reads more into in, or into parts, after writing what is still to be
+// written, and returns how much.
+func (s *Slot) fill(in []byte) (int, error) {
 	for {
 		if s.aborted.Load() {
-			return ErrAborted
+			return 0, ErrAborted
 		}
 		if s.lost.Load() {
-			return ErrLost
+			return 0, ErrLost
 		}
-		s.in, s.got, s.err = b.b[b.have:limit], 0, nil
+		s.in, s.got, s.err = in, 0, nil
 		err := s.raw.Read(s.ready)
 		s.in = nil
 		if err == nil {
 			err = s.err
 		}
 		if err != nil {
-			return s.ended(err)
+			return 0, s.ended(err)
 		}
 		if s.got > 0 {
-			b.have += s.got
-			return nil
+			return s.got, nil
 		}
 		if err := s.Flush(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 }
@@ -327,20 +368,21 @@ func (s *Slot) ended(err error) error {
 // error the slot is to be abandoned or closed. When the Answer is Last or Cut,
 // the slot is greeted again.
 func (s *Slot) Receive(b *Buffer, f Framer) (Answer, error) {
+	if s.rest > maxPiece {
+		return s.receiveLarge(b, f)
+	}
 	var a Answer
 	for {
 		b.have = copy(b.b[:], b.b[b.from:b.have]) // what has come of a header, or of a header block
 		b.from = 0
-		limit := HeaderLen + MaxHeaderBlock // so much that no content exceeds what one FastCGI record takes
-		switch {
-		case s.rest > 0:
+		if s.rest > 0 {
 			b.have = HeaderLen // room for a head of its own
-		case s.state != SlotAnswering:
-			limit += ResponseFixed
 		}
-		if err := s.fill(b, limit); err != nil {
+		n, err := s.fill(b.b[b.have:firstRead])
+		if err != nil {
 			return a, err
 		}
+		b.have += n
 		if err := s.parse(b, f, &a); err != nil {
 			return a, err
 		}
@@ -356,6 +398,40 @@ func (s *Slot) Receive(b *Buffer, f Framer) (Answer, error) {
 			return a, nil
 		}
 	}
+}
+
+// receiveLarge reads content of the current frame, and nothing behind it, in
+// pieces that leave room for a head before each.
+func (s *Slot) receiveLarge(b *Buffer, f Framer) (Answer, error) {
+	if b.large == nil {
+		b.large = largeBuffers.Get().(*[largeLen]byte)
+	}
+	buf := b.large[:]
+	left := s.rest
+	for i := range s.parts {
+		at := i*(HeaderLen+maxPiece) + HeaderLen
+		n := min(left, maxPiece)
+		left -= n
+		s.parts[i] = iov(buf[at : at+n])
+	}
+	n, err := s.fill(nil)
+	if err != nil {
+		return Answer{}, err
+	}
+	s.rest -= n
+	a := Answer{Body: n, Last: s.rest == 0 && s.restLast}
+	end := 0
+	for n > 0 {
+		size := min(n, maxPiece)
+		f.Frame(buf[end:end+HeaderLen], size)
+		end += HeaderLen + size
+		n -= size
+	}
+	a.Bytes = buf[: end : end+tailRoom]
+	if a.Last {
+		s.move(SlotGreeted)
+	}
+	return a, nil
 }
 
 // parse hands out what b holds. Frames stand one behind the other, so what it
@@ -438,7 +514,18 @@ func (s *Slot) content(b *Buffer, at, from int, f Framer, a *Answer) int {
 	s.rest -= n
 	a.Body += n
 	a.Last = s.rest == 0 && s.restLast
-	if size := at + n - from - HeaderLen; size > 0 {
+	size := at + n - from - HeaderLen
+	if size > maxPiece {
+		// The little that is too much for one piece moves up by a head. It is
+		// the last that was read: what comes behind it stands behind it still.
+		cut := from + HeaderLen + maxPiece
+		copy(b.b[cut+HeaderLen:], b.b[cut:b.have])
+		b.have += HeaderLen
+		f.Frame(b.b[cut:cut+HeaderLen], size-maxPiece)
+		size = maxPiece
+		n += HeaderLen
+	}
+	if size > 0 {
 		f.Frame(b.b[from:from+HeaderLen], size)
 	}
 	return n

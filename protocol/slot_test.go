@@ -107,9 +107,9 @@ func response(status int, block, body string, flags uint8) []byte {
 
 const okBlock = "Status: 200 OK\r\nContent-Type: text/plain\r\n\r\n"
 
-func request(number uint64) (frame []byte, environLen int) {
-	environ := "REQUEST_METHOD\x00GET\x00"
-	return append(make([]byte, RequestHead), environ...), len(environ)
+// request is the head of one; it is as long as its frame.
+func request() []byte {
+	return append(make([]byte, RequestHead), "REQUEST_METHOD\x00GET\x00"...)
 }
 
 // answer receives until the answer has ended.
@@ -148,8 +148,8 @@ func TestAnswerSplitAnywhere(t *testing.T) {
 	)
 	s, w := pair(t)
 	for at := 1; at < len(stream); at++ {
-		f, n := request(uint64(at))
-		s.Send(f, n, true, uint64(at))
+		f := request()
+		s.Send(f, nil, true, uint64(at))
 		sent := make(chan error, 1)
 		go func() {
 			in := make([]byte, len(f))
@@ -178,8 +178,8 @@ func TestAnswerSplitAnywhere(t *testing.T) {
 func TestLargeAnswer(t *testing.T) {
 	s, w := pair(t)
 	body := strings.Repeat("0123456789abcdef", 3<<16)
-	f, n := request(1)
-	s.Send(f, n, true, 1)
+	f := request()
+	s.Send(f, nil, true, 1)
 	go func() {
 		io.ReadFull(w, make([]byte, len(f)))
 		w.Write(response(200, okBlock, body[:100000], 0))
@@ -191,12 +191,53 @@ func TestLargeAnswer(t *testing.T) {
 	}
 }
 
+// Answers around the size of one record and of one read arrive whole.
+func TestAnswerSizes(t *testing.T) {
+	s, w := pair(t)
+	number := uint64(0)
+	for _, around := range []int{maxPiece - len(okBlock), maxPiece, firstRead - HeaderLen - ResponseFixed - len(okBlock), firstRead, 2 * maxPiece, pieces * maxPiece} {
+		for size := around - 20; size <= around+20; size++ {
+			body := strings.Repeat("0123456789abcdef", size/16+1)[:size]
+			number++
+			f := request()
+			s.Send(f, nil, true, number)
+			go func() {
+				io.ReadFull(w, make([]byte, len(f)))
+				w.Write(slices.Concat(response(200, okBlock, body, 0), frame(Header{Type: Data}, []byte("and")), frame(Header{Type: Data, Flags: FlagLast}, []byte(" more"))))
+			}()
+			if _, content, _, err := answer(t, s); err != nil || content != okBlock+body+"and more" {
+				t.Fatalf("body of %d bytes: %d bytes of content, %v", size, len(content), err)
+			}
+		}
+	}
+}
+
+// A request whose body is larger than the socket takes arrives whole.
+func TestLargeRequest(t *testing.T) {
+	s, w := pair(t)
+	f, body := request(), bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	s.Send(f, body, true, 1)
+	got := make(chan []byte, 1)
+	go func() {
+		in := make([]byte, len(f)+len(body))
+		io.ReadFull(w, in)
+		got <- in
+		w.Write(response(200, okBlock, "", FlagLast))
+	}()
+	if _, _, _, err := answer(t, s); err != nil {
+		t.Fatal(err)
+	}
+	if in := <-got; !bytes.Equal(in, slices.Concat(f, body)) {
+		t.Error("the request has arrived otherwise than it was sent")
+	}
+}
+
 // A header block as long as it may be goes out in one piece.
 func TestLongestHeaderBlock(t *testing.T) {
 	s, w := pair(t)
 	block := "Status: 200 OK\r\nX: " + strings.Repeat("x", MaxHeaderBlock-len("Status: 200 OK\r\nX: ")-4) + "\r\n\r\n"
-	f, n := request(1)
-	s.Send(f, n, true, 1)
+	f := request()
+	s.Send(f, nil, true, 1)
 	go func() {
 		io.ReadFull(w, make([]byte, len(f)))
 		w.Write(response(200, block, "body", FlagLast))
@@ -245,8 +286,8 @@ func TestHostileAnswers(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s, w := pair(t)
-			f, n := request(1)
-			s.Send(f, n, true, 1)
+			f := request()
+			s.Send(f, nil, true, 1)
 			s.SetDeadline(time.Now().Add(10 * time.Second))
 			go func() {
 				io.ReadFull(w, make([]byte, len(f)))
@@ -277,8 +318,8 @@ func TestWaitingEnds(t *testing.T) {
 		for _, when := range []string{"before it waits", "while it waits"} {
 			t.Run(tt.name+" "+when, func(t *testing.T) {
 				s, w := pair(t)
-				f, n := request(1)
-				s.Send(f, n, true, 1)
+				f := request()
+				s.Send(f, nil, true, 1)
 				if when == "before it waits" {
 					tt.end(s, w)
 				} else {
@@ -304,14 +345,13 @@ func TestLateAbort(t *testing.T) {
 	s, w := pair(t)
 	go func() {
 		for range 2 {
-			f, _ := request(1)
-			io.ReadFull(w, make([]byte, len(f)))
+			io.ReadFull(w, make([]byte, len(request())))
 			w.Write(response(200, okBlock, "x", FlagLast))
 		}
 	}()
 	for number := uint64(1); number <= 2; number++ {
-		f, n := request(number)
-		s.Send(f, n, true, number)
+		f := request()
+		s.Send(f, nil, true, number)
 		s.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, _, _, err := answer(t, s); err != nil {
 			t.Fatalf("exchange %d: %v", number, err)
@@ -396,8 +436,8 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{17}, 100), 50)
 	f.Fuzz(func(t *testing.T, stream []byte, split int) {
 		s, w := pair(t)
-		r, n := request(1)
-		s.Send(r, n, true, 1)
+		r := request()
+		s.Send(r, nil, true, 1)
 		split = max(0, min(split, len(stream)))
 		go func() {
 			io.ReadFull(w, make([]byte, len(r)))
@@ -418,7 +458,7 @@ func FuzzAnswer(f *testing.F) {
 // One exchange, both ends raw: what the slot itself costs.
 func BenchmarkSlot(b *testing.B) {
 	s, w := pair(b)
-	f, n := request(1)
+	f := request()
 	reply := response(200, okBlock, "Hello, World!\n", FlagLast)
 	go func() {
 		in := make([]byte, 4096)
@@ -432,7 +472,7 @@ func BenchmarkSlot(b *testing.B) {
 	buf := new(Buffer)
 	b.ReportAllocs()
 	for b.Loop() {
-		s.Send(f, n, true, s.Number()+1)
+		s.Send(f, nil, true, s.Number()+1)
 		s.SetDeadline(time.Now().Add(time.Minute))
 		if a, err := s.Receive(buf, records{}); err != nil || !a.Last {
 			b.Fatal(err)
