@@ -22,6 +22,9 @@ const (
 	writeRoom = 16 << 10
 	// keepRoom is the largest buffer that outlives its exchange.
 	keepRoom = 64 << 10
+	// smallEnd is up to where an answer's end is copied, to be written in one
+	// piece: that is less than two pieces cost the kernel.
+	smallEnd = 2 << 10
 	// directRead is from where on a body is read straight to where it is wanted.
 	directRead = 4 << 10
 )
@@ -614,6 +617,10 @@ func (x *Exchange) End(p []byte) error {
 		return err
 	}
 	x.answer = answered
+	if len(x.out)+len(p) <= smallEnd {
+		x.out = append(x.out, p...)
+		p = nil
+	}
 	return x.send(p, true)
 }
 
