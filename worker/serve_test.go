@@ -76,7 +76,7 @@ func startProcess(t *testing.T, environ ...string) *started {
 	t.Cleanup(func() { lifeline.Close() })
 	p.ExtraFiles = []*os.File{listen, pageFile, handshakeEnd, lifelineEnd}
 	p.Env = append([]string{
-		runsApp + "=1", protocol.MagicCookieKey + "=" + protocol.MagicCookieValue, protocol.EnvVersions + "=1",
+		"GORACE=atexit_sleep_ms=0", runsApp + "=1", protocol.MagicCookieKey + "=" + protocol.MagicCookieValue, protocol.EnvVersions + "=1",
 		protocol.EnvListen + "=3", protocol.EnvPage + "=4", protocol.EnvHandshake + "=5", protocol.EnvLifeline + "=6",
 	}, environ...)
 	p.Stderr = p.stderr
