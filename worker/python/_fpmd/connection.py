@@ -2,7 +2,7 @@
 
 from sys import maxsize
 
-from .wire import BODY, FLAG_CUT, FLAG_LAST, HEADER, ProtocolError, parse_header
+from .wire import BODY, FLAG_CUT, FLAG_LAST, HEADER, REQUEST_HEAD, ProtocolError, check_request, parse_header
 
 # What is read at once. Most requests, with their environ, take one or two KiB.
 _BUFFER = 1 << 16
@@ -71,6 +71,12 @@ class Connection:
     def receive(self, size):
         """Returns 1 to size bytes from the socket. The buffer is empty."""
         return self._received(self.sock.recv, size)
+
+    def fill_request(self):
+        """Waits for the head of a REQUEST, and refuses any other frame as soon as it has its header."""
+        self.fill(HEADER.size)
+        check_request(self.buffer, self.lo)
+        self.fill(REQUEST_HEAD.size)
 
     def next_body(self):
         """Reads the header of the next BODY frame and returns its length and flags."""

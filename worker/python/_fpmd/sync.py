@@ -69,7 +69,7 @@ def _serve(worker, connection):
                 return
         lo = connection.lo
         if connection.hi - lo < _HEAD:
-            connection.fill(_HEAD)
+            connection.fill_request()
             lo = connection.lo
         flags, slot, length, number, size = parse_request(connection.buffer, lo)
         if slot:

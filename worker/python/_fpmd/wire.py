@@ -65,17 +65,21 @@ def parse_header(buffer, offset=0):
     return kind, flags, aux, length
 
 
+def check_request(buffer, offset=0):
+    """Refuses the frame whose header is at offset, unless it is a REQUEST."""
+    kind, _, _, _ = parse_header(buffer, offset)
+    if kind != REQUEST:
+        raise ProtocolError("%s where a REQUEST was due" % _FRAMES[kind][0])
+
+
 def parse_request(buffer, offset=0):
     """Returns flags, slot, length, number and environ length of the REQUEST at offset.
 
     The 20 bytes of its head are there; its environ block need not be.
     """
     kind, flags, slot, length, number, size = REQUEST_HEAD.unpack_from(buffer, offset)
-    if kind != REQUEST:
-        parse_header(buffer, offset)
-        raise ProtocolError("%s where a REQUEST was due" % _FRAMES[kind][0])
-    if flags > FLAG_LAST or not 12 <= length <= MAX_PAYLOAD:
-        parse_header(buffer, offset)
+    if kind != REQUEST or flags > FLAG_LAST or not 12 <= length <= MAX_PAYLOAD:
+        check_request(buffer, offset)
     if size > MAX_ENVIRON or size + 12 > length:
         raise ProtocolError("REQUEST of %d bytes with an environ block of %d" % (length, size))
     if not number:

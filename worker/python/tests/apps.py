@@ -187,3 +187,19 @@ def stubborn():
     atexit.register(print, "exit hook ran")
     threading.Thread(target=time.sleep, args=(3600,), name="stubborn").start()
     return hello
+
+
+def vector_hello(environ, start_response):
+    body = b"Hello, World!\n"
+    start_response("200 OK", PLAIN + [("Content-Length", str(len(body)))])
+    return [body]
+
+
+def vector_echo(environ, start_response):
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", PLAIN + [("Content-Length", str(len(body)))])
+    return [body]
+
+
+def vector_fail(environ, start_response):
+    raise LookupError("as the vectors want it")
