@@ -600,4 +600,3 @@ func askPath(sock, path string) (string, error) {
 		}
 	}
 }
-
