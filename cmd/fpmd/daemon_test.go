@@ -118,12 +118,37 @@ func serve(t *testing.T, dir, config string) *process {
 	return d
 }
 
+// serveWith is serve with another binary than the test's own.
+func serveWith(t *testing.T, binary, dir, config string) *process {
+	t.Helper()
+	d := launchBinary(t, binary, dir, config)
+	d.waitLog("every pool is ready")
+	return d
+}
+
+// buildFpmd builds the command as make build does.
+func buildFpmd(t *testing.T, dir string) string {
+	t.Helper()
+	bin := filepath.Join(dir, "fpmd")
+	cmd := exec.Command("go", "build", "-o", bin, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
 func launch(t *testing.T, dir, config string, args ...string) *process {
+	t.Helper()
+	return launchBinary(t, os.Args[0], dir, config, args...)
+}
+
+func launchBinary(t *testing.T, binary, dir, config string, args ...string) *process {
 	t.Helper()
 	d := &process{t: t, dir: dir, exited: make(chan struct{})}
 	path := filepath.Join(dir, "fpmd.toml")
 	write(t, path, config)
-	d.cmd = exec.Command(os.Args[0], append([]string{"serve", "-c", path}, args...)...)
+	d.cmd = exec.Command(binary, append([]string{"serve", "-c", path}, args...)...)
 	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	if err := d.cmd.Start(); err != nil {

@@ -99,7 +99,8 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	log.Info("fpmd starts", "version", version(), "pid", os.Getpid(), "config", cfg.Path, "procs", runtime.GOMAXPROCS(0))
 	m.Start()
 	s := &supervisor{m: m, path: *path, log: log}
-	s.run(ctx, signals, func() { endFront(); front.Wait() })
+	s.run(ctx, signals, endFront)
+	front.Wait() // its last requests have been answered, or cut
 	log.Info("fpmd has stopped")
 	return nil
 }
@@ -123,8 +124,8 @@ type supervisor struct {
 	log  *slog.Logger
 }
 
-// run serves until a signal has stopped all. endFront ends the built-in front,
-// the first to stop, as a web server would be.
+// run serves until a signal has stopped all. endFront has the built-in front
+// take no more, the first to stop, as a web server would be.
 func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront func()) {
 	now, stopNow := context.WithCancelCause(ctx)
 	defer stopNow(nil)
