@@ -62,7 +62,7 @@ var requests = sync.Pool{New: func() any {
 	return &Request{leaving: make(chan struct{}), wake: make(chan struct{}, 1)}
 }}
 
-const keptBuffer = 64 << 10 // larger ones are not worth keeping for the next request
+const keptBuffer = 256 << 10 // larger ones are not worth keeping for the next request
 
 func newRequest(c *conn, id uint16, role Role, keep bool) *Request {
 	r := requests.Get().(*Request)

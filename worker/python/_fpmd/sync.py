@@ -15,8 +15,10 @@ _HTTPS = frozenset(("on", "1", "yes", "true", "https"))
 # The supervisor may take a slot for idle as soon as it has LAST. An application
 # that does long work once its Content-Length is reached (in close(), after its
 # last yield) would make the next request wait for it, so for the next _HELD
-# exchanges LAST is a frame of its own, sent when that work is done.
-_LONG_TAIL = 0.001
+# exchanges LAST is a frame of its own, sent when that work is done. What counts
+# as long is more than a busy machine takes to let the worker run again: the
+# send has just woken somebody who wants the processor.
+_LONG_TAIL = 0.01
 _HELD = 256
 
 
