@@ -14,6 +14,8 @@ want=(
   cgi-fcgi:libfcgi-bin
   ss:iproute2
   systemd-analyze:systemd
+  systemd-nspawn:systemd-container
+  pgrep:procps
   /usr/include/stdio.h:libc6-dev
 )
 missing=()

@@ -1,0 +1,237 @@
+package systemd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for a state; it fails by it and never
+// passes by it.
+const patience = 30 * time.Second
+
+// A box is a container that systemd has booted; see testdata/box.sh.
+type box struct {
+	t    *testing.T
+	path string
+}
+
+// boot boots a container with a fresh fpmd, its unit and config in it. It needs
+// root, who alone can mount and boot it: for others, and only for them, the
+// test is skipped.
+func boot(t *testing.T, config string) *box {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("booting a container needs root")
+	}
+	b := &box{t: t, path: filepath.Join(t.TempDir(), "box")}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("journal:\n%s", b.try("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"))
+		}
+		if out, err := exec.Command("testdata/box.sh", "down", b.path).CombinedOutput(); err != nil {
+			t.Errorf("box.sh down: %v\n%s", err, out)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	up := exec.CommandContext(ctx, "testdata/box.sh", "up", b.path)
+	up.WaitDelay = time.Second // the container holds on to its output
+	if out, err := up.CombinedOutput(); err != nil {
+		t.Fatalf("box.sh up: %v\n%s", err, out)
+	}
+	build := exec.Command("go", "build", "-o", b.path+"/root"+program, "../cmd/fpmd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	unit, err := os.ReadFile("fpmd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write("/etc/systemd/system/fpmd.service", string(unit))
+	b.write("/etc/fpmd/fpmd.toml", config)
+	b.write("/srv/pid/pid.py", `
+import os
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+`)
+	b.run("systemctl", "daemon-reload")
+	return b
+}
+
+func (b *box) write(path, content string) {
+	b.t.Helper()
+	path = filepath.Join(b.path, "root", path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// command is one that runs in the container.
+func (b *box) command(args ...string) *exec.Cmd {
+	return exec.Command("testdata/box.sh", append([]string{"run", b.path}, args...)...)
+}
+
+// run runs a command in the container, which has to succeed, and returns its output.
+func (b *box) run(args ...string) string {
+	b.t.Helper()
+	out, err := b.command(args...).CombinedOutput()
+	if err != nil {
+		b.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// try is run for a command that may fail, which its output then says.
+func (b *box) try(args ...string) string {
+	out, err := b.command(args...).CombinedOutput()
+	if err != nil {
+		return fmt.Sprintf("%v\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// property is what systemd knows of the service.
+func (b *box) property(name string) string {
+	b.t.Helper()
+	return b.run("systemctl", "show", "--value", "-p", name, "fpmd")
+}
+
+func (b *box) want(property, want string) {
+	b.t.Helper()
+	if got := b.property(property); got != want {
+		b.t.Errorf("%s is %q, want %q", property, got, want)
+	}
+}
+
+// until waits for a state.
+func (b *box) until(what string, reached func() bool) {
+	b.t.Helper()
+	for end := time.Now().Add(patience); !reached(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+// processes are the service's, by their pids in the container.
+func (b *box) processes() []string {
+	b.t.Helper()
+	group := b.property("ControlGroup")
+	if group == "" {
+		return nil // it has ended, and its group with it
+	}
+	return strings.Fields(b.run("cat", "/sys/fs/cgroup"+group+"/cgroup.procs"))
+}
+
+// worker asks the pool for the pid of the worker that answers.
+func (b *box) worker() string {
+	b.t.Helper()
+	return b.run(program, "request", "pid", "/")
+}
+
+const pidPool = `
+[pool.pid]
+listen    = "/run/fpmd/pid.sock"
+wsgi      = "pid:application"
+directory = "/srv/pid"
+python    = "/usr/bin/python3"
+user      = "nobody"
+workers   = 1
+`
+
+// A service's life, under a real systemd: it is started when it is ready to
+// answer, both ways of HUP roll its workers under the same supervisor, and when
+// it is stopped nothing is left.
+func TestUnitUnderSystemd(t *testing.T) {
+	b := boot(t, pidPool)
+	b.run("systemctl", "start", "fpmd")
+	worker := b.worker() // at once: start returned, so the pool is ready
+	b.want("ActiveState", "active")
+	b.want("SubState", "running")
+	main := b.property("MainPID")
+	if got := b.processes(); !slices.Contains(got, main) || !slices.Contains(got, worker) {
+		t.Errorf("the service has the processes %v, want %s and its worker %s among them", got, main, worker)
+	}
+	if got := b.run("stat", "-c", "%U %a", "/run/fpmd"); got != "root 755" {
+		t.Errorf("/run/fpmd is %q, want %q: web servers pass through it", got, "root 755")
+	}
+	if got := b.run("ps", "-o", "user=", "-p", worker); got != "nobody" {
+		t.Errorf("the worker runs as %q, want nobody", got)
+	}
+
+	for _, hup := range [][]string{
+		{"systemctl", "reload", "fpmd"},
+		{"systemctl", "kill", "--kill-whom=main", "-s", "HUP", "fpmd"},
+	} {
+		b.run(hup...)
+		old := worker
+		b.until(strings.Join(hup, " ")+" has the old worker replaced and gone", func() bool {
+			worker = b.worker() // never fails meanwhile
+			return worker != old && !slices.Contains(b.processes(), old)
+		})
+		b.until("systemd is told that the reload has ended", func() bool {
+			return b.property("ActiveState") == "active" && b.property("StatusText") == "serving"
+		})
+		b.want("MainPID", main)
+	}
+
+	b.run("systemctl", "stop", "fpmd")
+	b.want("ActiveState", "inactive")
+	b.want("Result", "success")
+	b.want("ExecMainStatus", "0")
+	if got := b.processes(); len(got) > 0 {
+		t.Errorf("after the stop the service has the processes %v", got)
+	}
+	for _, pid := range []string{main, worker} {
+		if b.command("kill", "-0", pid).Run() == nil {
+			t.Errorf("after the stop process %s is left", pid)
+		}
+	}
+}
+
+// A supervisor that is killed takes its workers with it, and systemd starts it
+// again.
+func TestUnitRestartsAfterAKill(t *testing.T) {
+	b := boot(t, pidPool)
+	b.run("systemctl", "start", "fpmd")
+	main, worker := b.property("MainPID"), b.worker()
+	b.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "fpmd")
+	b.until("systemd has it running again", func() bool {
+		return b.property("NRestarts") == "1" && b.property("ActiveState") == "active"
+	})
+	if got := b.property("MainPID"); got == main {
+		t.Errorf("MainPID is still %s", got)
+	}
+	if got := b.worker(); got == worker || slices.Contains(b.processes(), worker) {
+		t.Errorf("worker %s outlived its supervisor", worker)
+	}
+}
+
+// A configuration that is wrong stays wrong: fpmd says so and is not started
+// again.
+func TestUnitStaysDownWithAWrongConfiguration(t *testing.T) {
+	b := boot(t, pidPool+"colour = \"blue\"\n")
+	if b.command("systemctl", "start", "fpmd").Run() == nil {
+		t.Error("systemctl start succeeded")
+	}
+	b.until("the start has failed", func() bool { return b.property("ActiveState") == "failed" })
+	b.want("Result", "exit-code")
+	b.want("ExecMainStatus", "78")
+	b.want("NRestarts", "0")
+	if log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"); !strings.Contains(log, "colour") {
+		t.Errorf("the journal does not name the wrong key:\n%s", log)
+	}
+}
