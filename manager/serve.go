@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fpmd/fcgi"
@@ -23,6 +24,7 @@ type exchange struct {
 	buf    *protocol.Buffer
 
 	pump     sync.WaitGroup // the goroutine that sends the rest of the body
+	waiting  atomic.Bool    // it waits for the client
 	bodySent bool           // its word that it has sent all of it, or the end in its place
 
 	queuedFor time.Duration
@@ -132,7 +134,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		if err := x.req.Send(a.Bytes); err != nil {
 			return x.lost(protocol.ErrAborted, now)
 		}
-		if cfg.RequestTimeout > 0 {
+		if cfg.RequestTimeout > 0 && !x.waiting.Load() {
 			s.SetDeadline(time.Now().Add(cfg.RequestTimeout)) // the clock starts anew with every block
 		}
 	}
@@ -208,7 +210,15 @@ func (x *exchange) sendBody() {
 	buf := b.Bytes()
 	timeout := s.w.gen.cfg.RequestTimeout
 	for {
+		// The application's clock stands while the client is waited for: a slow
+		// upload is no slow application.
+		x.waiting.Store(true)
+		s.SetDeadline(time.Time{})
 		n, err := x.req.Read(buf[protocol.HeaderLen:])
+		x.waiting.Store(false)
+		if timeout > 0 {
+			s.SetDeadline(time.Now().Add(timeout))
+		}
 		h := protocol.Header{Type: protocol.Body, Length: uint32(n)}
 		switch {
 		case err == nil:
@@ -227,9 +237,6 @@ func (x *exchange) sendBody() {
 		if err != nil {
 			x.bodySent = true
 			return
-		}
-		if timeout > 0 {
-			s.SetDeadline(time.Now().Add(timeout)) // the application's clock stands while the client sends
 		}
 	}
 }
@@ -253,7 +260,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
 		s.Abandon()
 		x.pump.Wait()
-		w.log.Warn("request timed out", "id", x.env.id, "uri", x.env.uri, "cause", x.cause, "next", "answer 504, replace the worker")
+		w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", "answer 504, replace the worker")
 		w.retire("request_timeout")
 		x.pool.discard(s)
 	case errors.Is(err, protocol.ErrLost):
@@ -318,8 +325,11 @@ func (x *exchange) account(o outcome) {
 		p.access.write(x, o)
 	}
 	if o != ok && o != clientGone {
+		if x.cause == "" {
+			x.cause = "the application failed"
+		}
 		p.log.Warn("request failed", "outcome", o.String(), "id", x.env.id, "cause", x.cause, "status", x.status,
-			"worker", x.worker, "method", x.env.method, "uri", x.env.uri,
+			"worker", x.worker, "method", string(x.env.method), "uri", string(x.env.uri),
 			"queue", x.queuedFor.Round(time.Microsecond), "run", x.ranFor.Round(time.Microsecond))
 	}
 }

@@ -142,7 +142,7 @@ type Slot struct {
 	got   int
 	err   error
 
-	deadline time.Time
+	deadline atomic.Int64 // in ns since 1970; 0: none
 
 	rest     int // of the current frame's content, still to come
 	restLast bool
@@ -237,7 +237,11 @@ func (s *Slot) Flush() error {
 	if len(s.out) == 0 && len(s.body) == 0 {
 		return nil
 	}
-	s.nc.SetWriteDeadline(s.deadline)
+	var deadline time.Time
+	if ns := s.deadline.Load(); ns != 0 {
+		deadline = time.Unix(0, ns)
+	}
+	s.nc.SetWriteDeadline(deadline)
 	rest := net.Buffers{s.out, s.body}
 	_, err := rest.WriteTo(s.nc)
 	s.out, s.body = nil, nil
@@ -262,9 +266,14 @@ func (s *Slot) SendBody(frames []byte, deadline time.Time) error {
 }
 
 // SetDeadline ends the waiting of this exchange at t; zero: never. An Abort
-// that came before is not undone by it: fill looks for one after this.
+// that came before is not undone by it: fill looks for one after this. The
+// goroutine that sends the body may call it too.
 func (s *Slot) SetDeadline(t time.Time) {
-	s.deadline = t
+	if t.IsZero() {
+		s.deadline.Store(0)
+	} else {
+		s.deadline.Store(t.UnixNano())
+	}
 	s.nc.SetReadDeadline(t)
 }
 

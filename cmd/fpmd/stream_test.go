@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const streamApp = `
@@ -168,5 +169,25 @@ application = validator(app)
 	}
 	if log := d.log.String(); strings.Contains(log, "AssertionError") || strings.Contains(log, "WSGIWarning") {
 		t.Errorf("wsgiref.validate complains")
+	}
+}
+
+// A client that pauses in its upload for longer than request_timeout is not
+// taken for a slow application.
+func TestSlowUploadIsNoTimeout(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), streamApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1\nrequest_timeout = \"300ms\""))
+	url := d.nginx("fastcgi_request_buffering off;")
+	r, w := io.Pipe()
+	go func() {
+		w.Write(make([]byte, 200<<10))
+		<-time.After(900 * time.Millisecond)
+		w.Write(make([]byte, 200<<10))
+		w.Close()
+	}()
+	resp, body, err := fetch(t.Context(), "POST", url+"/upload", r)
+	if err != nil || resp.StatusCode != 200 || body != strconv.Itoa(400<<10) {
+		t.Errorf("%v, %q", err, body)
 	}
 }
