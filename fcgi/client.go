@@ -272,7 +272,7 @@ func (a *answer) Read(p []byte) (int, error) {
 	}
 	for a.err == nil && a.left == 0 {
 		if err := a.next(); err != nil {
-			a.fail(err)
+			_ = a.fail(err)
 		}
 	}
 	if a.left == 0 {
@@ -285,7 +285,7 @@ func (a *answer) Read(p []byte) (int, error) {
 	}
 	if a.left == 0 {
 		if _, err := a.br.Discard(a.pad); err != nil {
-			a.fail(err)
+			_ = a.fail(err)
 		}
 	}
 	return n, nil
@@ -378,7 +378,7 @@ func (a *answer) fail(err error) error {
 // Close ends the answer; before its end, that aborts the request.
 func (a *answer) Close() error {
 	if a.err == nil {
-		a.fail(net.ErrClosed)
+		_ = a.fail(net.ErrClosed)
 	}
 	return nil
 }
@@ -389,7 +389,7 @@ func (a *answer) Close() error {
 func ReadResponseHeader(r *bufio.Reader) (status int, reason string, header textproto.MIMEHeader, err error) {
 	header, err = textproto.NewReader(r).ReadMIMEHeader()
 	if err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return 0, "", nil, fmt.Errorf("header block of the answer: %w", err)

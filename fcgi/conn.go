@@ -372,7 +372,7 @@ func (c *conn) end() error {
 	case typeData: // of the Filter role, which nobody here plays
 	default: // a management record, as begin has checked
 		b := appendHeader(nil, typeUnknownType, 0, 8)
-		c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0))
+		_ = c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0))
 	}
 	return nil
 }
@@ -416,7 +416,7 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 
 // refuse ends a request that has only just begun.
 func (c *conn) refuse(id uint16, keep bool, status ProtocolStatus) {
-	c.write(appendEnd(nil, id, 0, status))
+	_ = c.write(appendEnd(nil, id, 0, status))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !keep {
@@ -476,7 +476,7 @@ func (c *conn) abort(id uint16) {
 	started := r.started
 	c.mu.Unlock()
 	if !started {
-		r.End(0)
+		_ = r.End(0)
 	}
 }
 
@@ -502,7 +502,7 @@ func (c *conn) getValues() error {
 		}
 	}
 	putHeader(answer, typeGetValuesResult, 0, len(answer)-HeaderLen)
-	c.write(answer)
+	_ = c.write(answer)
 	return nil
 }
 
@@ -568,7 +568,7 @@ func (c *conn) settleLocked() {
 		c.killLocked()
 	case c.closing && c.linger.IsZero():
 		if cw, ok := c.nc.(interface{ CloseWrite() error }); ok {
-			cw.CloseWrite()
+			_ = cw.CloseWrite()
 		}
 		c.linger = time.Now().Add(lingerTime)
 		c.nc.SetReadDeadline(c.linger)

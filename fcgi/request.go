@@ -74,7 +74,7 @@ func newRequest(c *conn, id uint16, role Role, keep bool) *Request {
 // no more business with is used again.
 func (r *Request) release() {
 	if !r.ended {
-		r.End(0)
+		_ = r.End(0)
 	}
 	r.conn.mu.Lock()
 	again := r.stdinDone && !r.gone && r.spool == nil

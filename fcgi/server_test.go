@@ -350,8 +350,11 @@ func TestGetValuesAnswersWhatWasAsked(t *testing.T) {
 		{"another", []string{"FCGI_MAX_REQS"}, "\x0d\x01FCGI_MAX_REQS7"},
 		{"an unknown one", []string{"FCGI_COLOUR"}, ""},
 		{"none", nil, ""},
-		{"all, one unknown", []string{"X", "FCGI_MAX_CONNS", "FCGI_MAX_REQS", "FCGI_MPXS_CONNS"},
-			"\x0e\x05FCGI_MAX_CONNS65535\x0d\x01FCGI_MAX_REQS7\x0f\x01FCGI_MPXS_CONNS1"},
+		{
+			"all, one unknown",
+			[]string{"X", "FCGI_MAX_CONNS", "FCGI_MAX_REQS", "FCGI_MPXS_CONNS"},
+			"\x0e\x05FCGI_MAX_CONNS65535\x0d\x01FCGI_MAX_REQS7\x0f\x01FCGI_MPXS_CONNS1",
+		},
 	} {
 		var q []byte
 		for _, n := range c.ask {

@@ -450,27 +450,39 @@ func TestEnvironment(t *testing.T) {
 		want []string
 	}{
 		{
-			"cleared", PoolConfig{ClearEnv: true, Cred: blog}, base,
+			"cleared",
+			PoolConfig{ClearEnv: true, Cred: blog},
+			base,
 			[]string{"HOME=/srv/blog", "LANG=C.UTF-8", "LOGNAME=blog", "PATH=/opt/bin", "USER=blog"},
 		},
 		{
-			"kept, less what is the supervisor's own", PoolConfig{Cred: blog}, base,
+			"kept, less what is the supervisor's own",
+			PoolConfig{Cred: blog},
+			base,
 			[]string{"HOME=/srv/blog", "LANG=de_DE", "LOGNAME=blog", "PATH=/opt/bin", "TOKEN=s3cret", "USER=blog"},
 		},
 		{
-			"as whoever we are", PoolConfig{ClearEnv: true}, base,
+			"as whoever we are",
+			PoolConfig{ClearEnv: true},
+			base,
 			[]string{"HOME=/root", "LANG=C.UTF-8", "LOGNAME=root", "PATH=/opt/bin", "USER=root"},
 		},
 		{
-			"the pool's own have the last word", PoolConfig{ClearEnv: true, Cred: blog, Env: map[string]string{"LANG": "C", "HOME": "/tmp", "A": "="}}, base,
+			"the pool's own have the last word",
+			PoolConfig{ClearEnv: true, Cred: blog, Env: map[string]string{"LANG": "C", "HOME": "/tmp", "A": "="}},
+			base,
 			[]string{"A==", "HOME=/tmp", "LANG=C", "LOGNAME=blog", "PATH=/opt/bin", "USER=blog"},
 		},
 		{
-			"nothing to begin with", PoolConfig{ClearEnv: true, Cred: blog}, nil,
+			"nothing to begin with",
+			PoolConfig{ClearEnv: true, Cred: blog},
+			nil,
 			[]string{"HOME=/srv/blog", "LANG=C.UTF-8", "LOGNAME=blog", "PATH=" + defaultPath, "USER=blog"},
 		},
 		{
-			"an empty PATH is none", PoolConfig{Cred: blog}, []string{"PATH="},
+			"an empty PATH is none",
+			PoolConfig{Cred: blog},
+			[]string{"PATH="},
 			[]string{"HOME=/srv/blog", "LANG=C.UTF-8", "LOGNAME=blog", "PATH=" + defaultPath, "USER=blog"},
 		},
 	} {

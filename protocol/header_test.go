@@ -14,8 +14,18 @@ import (
 // What cannot stand in a header block is refused by who writes it.
 func TestUnfitFields(t *testing.T) {
 	for _, f := range [][2]string{
-		{"", "x"}, {"a b", "x"}, {"a:", "x"}, {"a\r\nb", "x"}, {"é", "x"}, {"Status", "200 OK"}, {"sTATUS", "200 OK"},
-		{"a", "x\r\ny: z"}, {"a", "x\ny"}, {"a", "x\ry"}, {"a", "\x00"}, {"a", "\x7f"},
+		{"", "x"},
+		{"a b", "x"},
+		{"a:", "x"},
+		{"a\r\nb", "x"},
+		{"é", "x"},
+		{"Status", "200 OK"},
+		{"sTATUS", "200 OK"},
+		{"a", "x\r\ny: z"},
+		{"a", "x\ny"},
+		{"a", "x\ry"},
+		{"a", "\x00"},
+		{"a", "\x7f"},
 	} {
 		if block, err := AppendField(nil, f[0], f[1]); !errors.Is(err, ErrField) || block != nil {
 			t.Errorf("%q: %q appended %q, %v", f[0], f[1], block, err)

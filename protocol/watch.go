@@ -69,7 +69,7 @@ func (h *watch) stop() {
 	defer w.mu.Unlock()
 	h.over = true
 	if h.id != 0 {
-		unix.EpollCtl(w.fd, unix.EPOLL_CTL_DEL, h.fd, nil)
+		_ = unix.EpollCtl(w.fd, unix.EPOLL_CTL_DEL, h.fd, nil)
 		delete(w.watches, h.id)
 	}
 }

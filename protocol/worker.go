@@ -348,7 +348,7 @@ func (c *workerConn) run() {
 		c.err = c.w.Handle(x)
 		x.unwatch()
 		if c.err == nil && x.answer != answered {
-			x.Cut(true)
+			_ = x.Cut(true)
 		}
 	} else {
 		x.withdraw()
@@ -522,7 +522,7 @@ func (x *Exchange) discard() error {
 	c := x.c
 	for {
 		switch err := x.more(); {
-		case err == io.EOF, err == io.ErrUnexpectedEOF:
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return nil
 		case err != nil:
 			return err
@@ -693,7 +693,7 @@ func (x *Exchange) withdraw() {
 	var number [8]byte
 	binary.LittleEndian.PutUint64(number[:], x.number)
 	x.answer = answered
-	x.control(Header{Type: Withdrawn}, number[:])
+	_ = x.control(Header{Type: Withdrawn}, number[:])
 }
 
 // Watch has gone called, once and in another goroutine, when the client leaves

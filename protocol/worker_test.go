@@ -82,7 +82,7 @@ func TestWorkerStreams(t *testing.T) {
 					if _, err := x.Write(buf[:n]); err != nil {
 						return err
 					}
-					if err == io.EOF {
+					if errors.Is(err, io.EOF) {
 						return x.End([]byte("end"))
 					}
 					if err != nil {
@@ -327,7 +327,7 @@ func TestDrain(t *testing.T) {
 	busy.Write(requestFrame(0, 1, getEnviron, []byte("a"), 0))
 	<-begun
 	w.Drain()
-	if n, err := idle.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := idle.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("idle connection: %d, %v; want %v", n, err, io.EOF)
 	}
 	close(finish)
@@ -357,7 +357,7 @@ func TestGoexitCostsNoSlot(t *testing.T) {
 	}}
 	nc := startWorker(t, w)
 	nc.Write(requestFrame(0, 1, getEnviron, nil, FlagLast))
-	if _, err := nc.Read(make([]byte, 1)); err == nil || err != io.EOF && !closed(err) {
+	if _, err := nc.Read(make([]byte, 1)); err == nil || !errors.Is(err, io.EOF) && !closed(err) {
 		t.Errorf("%v, want the end", err)
 	}
 	again := dialWorker(t, w)

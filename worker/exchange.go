@@ -218,7 +218,7 @@ func (e *exchange) fail(cause error, stack []byte) {
 		return // complete, whatever happened afterwards
 	}
 	if e.sent {
-		e.x.Cut(true)
+		_ = e.x.Cut(true)
 		return
 	}
 	page := "Internal Server Error\n"
@@ -231,7 +231,7 @@ func (e *exchange) fail(cause error, stack []byte) {
 	}
 	e.sent = true
 	if e.x.Respond(http.StatusInternalServerError, block, true) == nil {
-		e.x.End([]byte(page)) // whether anybody is there to read it changes nothing
+		_ = e.x.End([]byte(page)) // whether anybody is there to read it changes nothing
 	}
 }
 
@@ -239,7 +239,7 @@ func (e *exchange) panicked(v any, stack []byte) {
 	err, ok := v.(error)
 	if ok && errors.Is(err, http.ErrAbortHandler) {
 		if !e.x.Answered() {
-			e.x.Cut(true) // on purpose: nothing to log
+			_ = e.x.Cut(true) // on purpose: nothing to log
 		}
 		return
 	}

@@ -270,7 +270,7 @@ func (w *response) begin(p []byte) {
 }
 
 // Flush sends what was written so far, and the headers.
-func (w *response) Flush() { w.FlushError() }
+func (w *response) Flush() { _ = w.FlushError() }
 
 // FlushError is Flush for http.ResponseController.
 func (w *response) FlushError() error {
@@ -304,6 +304,6 @@ func (w *response) finish() {
 		w.frozen["Content-Length"] = []string{strconv.FormatInt(w.size, 10)}
 	}
 	if !w.sent || len(w.body) > 0 {
-		w.send(nil)
+		_ = w.send(nil)
 	}
 }

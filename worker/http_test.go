@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,22 +19,54 @@ func TestRequest(t *testing.T) {
 		body    string
 		want    string
 	}{
-		{"as it was sent", []string{"REQUEST_URI=/a%2Fb/c?x=1&y=%20", "SCRIPT_NAME=", "PATH_INFO=/a/b/c", "HTTP_HOST=example.com", "REMOTE_ADDR=192.0.2.1", "REMOTE_PORT=1234", "HTTP_ACCEPT_LANGUAGE=de"}, "",
-			`GET /a/b/c "/a%2Fb/c?x=1&y=%20" x="1" host="example.com" url.host="" from="192.0.2.1:1234" tls=false length=0 lang="de" HTTP/1.1`},
-		{"two slashes", []string{"REQUEST_URI=//evil.example/x"}, "",
-			`GET //evil.example/x "//evil.example/x" x="" host="" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`},
-		{"a path in Host", []string{"REQUEST_URI=/public", "HTTP_HOST=a/admin?x=1#"}, "",
-			`GET /public "/public" x="" host="a/admin?x=1#" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`},
-		{"https", []string{"HTTPS=on", "REMOTE_ADDR=unix:"}, "",
-			`GET / "/" x="" host="" url.host="" from="@" tls=true length=0 lang="" HTTP/1.1`},
-		{"https, as nginx names it", []string{"REQUEST_SCHEME=https", "REMOTE_ADDR=2001:db8::1", "REMOTE_PORT=2"}, "",
-			`GET / "/" x="" host="" url.host="" from="[2001:db8::1]:2" tls=true length=0 lang="" HTTP/1.1`},
-		{"no REQUEST_URI", []string{"REQUEST_URI=", "SCRIPT_NAME=/a b", "PATH_INFO=/c?", "QUERY_STRING=x=2"}, "",
-			`GET /a b/c? "/a%20b/c%3F?x=2" x="2" host="" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`},
-		{"a body", []string{"REQUEST_METHOD=POST", "CONTENT_LENGTH=3"}, "abc",
-			`POST / "/" x="" host="" url.host="" from="@" tls=false length=3 lang="" HTTP/1.1`},
-		{"a body of unknown length", []string{"REQUEST_METHOD=POST"}, "abc",
-			`POST / "/" x="" host="" url.host="" from="@" tls=false length=-1 lang="" HTTP/1.1`},
+		{
+			"as it was sent",
+			[]string{"REQUEST_URI=/a%2Fb/c?x=1&y=%20", "SCRIPT_NAME=", "PATH_INFO=/a/b/c", "HTTP_HOST=example.com", "REMOTE_ADDR=192.0.2.1", "REMOTE_PORT=1234", "HTTP_ACCEPT_LANGUAGE=de"},
+			"",
+			`GET /a/b/c "/a%2Fb/c?x=1&y=%20" x="1" host="example.com" url.host="" from="192.0.2.1:1234" tls=false length=0 lang="de" HTTP/1.1`,
+		},
+		{
+			"two slashes",
+			[]string{"REQUEST_URI=//evil.example/x"},
+			"",
+			`GET //evil.example/x "//evil.example/x" x="" host="" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`,
+		},
+		{
+			"a path in Host",
+			[]string{"REQUEST_URI=/public", "HTTP_HOST=a/admin?x=1#"},
+			"",
+			`GET /public "/public" x="" host="a/admin?x=1#" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`,
+		},
+		{
+			"https",
+			[]string{"HTTPS=on", "REMOTE_ADDR=unix:"},
+			"",
+			`GET / "/" x="" host="" url.host="" from="@" tls=true length=0 lang="" HTTP/1.1`,
+		},
+		{
+			"https, as nginx names it",
+			[]string{"REQUEST_SCHEME=https", "REMOTE_ADDR=2001:db8::1", "REMOTE_PORT=2"},
+			"",
+			`GET / "/" x="" host="" url.host="" from="[2001:db8::1]:2" tls=true length=0 lang="" HTTP/1.1`,
+		},
+		{
+			"no REQUEST_URI",
+			[]string{"REQUEST_URI=", "SCRIPT_NAME=/a b", "PATH_INFO=/c?", "QUERY_STRING=x=2"},
+			"",
+			`GET /a b/c? "/a%20b/c%3F?x=2" x="2" host="" url.host="" from="@" tls=false length=0 lang="" HTTP/1.1`,
+		},
+		{
+			"a body",
+			[]string{"REQUEST_METHOD=POST", "CONTENT_LENGTH=3"},
+			"abc",
+			`POST / "/" x="" host="" url.host="" from="@" tls=false length=3 lang="" HTTP/1.1`,
+		},
+		{
+			"a body of unknown length",
+			[]string{"REQUEST_METHOD=POST"},
+			"abc",
+			`POST / "/" x="" host="" url.host="" from="@" tls=false length=-1 lang="" HTTP/1.1`,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -75,15 +108,21 @@ func TestHandlerAnswers(t *testing.T) {
 		want    answer
 		header  string
 	}{
-		{"small", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<p>hello") },
-			answer{status: 200, body: "<p>hello", frames: 1}, "Content-Length: 8\r\nContent-Type: text/html; charset=utf-8\r\n"},
+		{
+			"small", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<p>hello") },
+			answer{status: 200, body: "<p>hello", frames: 1},
+			"Content-Length: 8\r\nContent-Type: text/html; charset=utf-8\r\n",
+		},
 		{"small, in pieces", func(w http.ResponseWriter, _ *http.Request) {
 			for _, s := range []string{"a", "b", "c"} {
 				io.WriteString(w, s)
 			}
 		}, answer{status: 200, body: "abc", frames: 1}, "Content-Length: 3\r\nContent-Type: text/plain; charset=utf-8\r\n"},
-		{"nothing", func(http.ResponseWriter, *http.Request) {},
-			answer{status: 200, frames: 1}, "Content-Length: 0\r\n"},
+		{
+			"nothing", func(http.ResponseWriter, *http.Request) {},
+			answer{status: 200, frames: 1},
+			"Content-Length: 0\r\n",
+		},
 		{"own length and type", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "2")
 			w.Header().Set("Content-Type", "x/y")
@@ -93,8 +132,11 @@ func TestHandlerAnswers(t *testing.T) {
 			w.Header()["Content-Type"] = nil
 			io.WriteString(w, "ab")
 		}, answer{status: 200, body: "ab", frames: 1}, "Content-Length: 2\r\n"},
-		{"large", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, big) },
-			answer{status: 200, body: big, frames: 2}, "Content-Type: text/plain; charset=utf-8\r\n"},
+		{
+			"large", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, big) },
+			answer{status: 200, body: big, frames: 2},
+			"Content-Type: text/plain; charset=utf-8\r\n",
+		},
 		{"flushed", func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, "a")
 			w.(http.Flusher).Flush()
@@ -105,8 +147,11 @@ func TestHandlerAnswers(t *testing.T) {
 			w.Header().Set("Content-Type", "text/event-stream")
 			w.(http.Flusher).Flush()
 		}, answer{status: 200, frames: 2}, "Content-Type: text/event-stream\r\n"},
-		{"status", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 404) },
-			answer{status: 404, body: "no\n", frames: 1}, "Content-Length: 3\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"},
+		{
+			"status", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 404) },
+			answer{status: 404, body: "no\n", frames: 1},
+			"Content-Length: 3\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n",
+		},
 		{"status set twice", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(201)
 			w.WriteHeader(500)
@@ -133,14 +178,14 @@ func TestHandlerAnswers(t *testing.T) {
 		}, answer{status: 200, frames: 1}, "A: b  Set-Cookie: c\r\nContent-Length: 0\r\n"},
 		{"longer than it said", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1")
-			if _, err := io.WriteString(w, "ab"); err != http.ErrContentLength {
+			if _, err := io.WriteString(w, "ab"); !errors.Is(err, http.ErrContentLength) {
 				panic(err)
 			}
 			io.WriteString(w, "a")
 		}, answer{status: 200, body: "a", frames: 1}, "Content-Length: 1\r\nContent-Type: text/plain; charset=utf-8\r\n"},
 		{"body where none may be", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(304)
-			if _, err := io.WriteString(w, "ab"); err != http.ErrBodyNotAllowed {
+			if _, err := io.WriteString(w, "ab"); !errors.Is(err, http.ErrBodyNotAllowed) {
 				panic(err)
 			}
 		}, answer{status: 304, frames: 1}, ""},

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -121,7 +122,7 @@ func TestTermDrains(t *testing.T) {
 		t.Fatalf("%+v, %v", h, err)
 	}
 	p.Process.Signal(syscall.SIGTERM)
-	if n, err := idle.Read(make([]byte, 1)); err != io.EOF { // it drains
+	if n, err := idle.Read(make([]byte, 1)); !errors.Is(err, io.EOF) { // it drains
 		t.Fatalf("%d, %v", n, err)
 	}
 	s.Write(protocol.AppendBody(nil, []byte("b"), true, false))

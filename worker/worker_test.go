@@ -231,8 +231,11 @@ func TestApplicationAnswers(t *testing.T) {
 			plain(start, 2)
 			_ = yield(nil, nil) && yield([]byte("ab"), nil)
 		}), answer{status: 200, body: "ab", frames: 2}, ""},
-		{"no block", app(func(_ Environ, start StartResponse, yield yield) { plain(start, -1) }),
-			answer{status: 200, frames: 1}, ""},
+		{
+			"no block", app(func(_ Environ, start StartResponse, yield yield) { plain(start, -1) }),
+			answer{status: 200, frames: 1},
+			"",
+		},
 		{"no sequence", func(_ context.Context, _ Environ, start StartResponse) iter.Seq2[[]byte, error] {
 			plain(start, -1)
 			return nil
@@ -255,8 +258,11 @@ func TestApplicationAnswers(t *testing.T) {
 				yield(nil, plain(start, 2))
 			}
 		}), answer{status: 200, frames: 2, cut: true, failed: true}, "sent already"},
-		{"error before the answer", app(func(_ Environ, _ StartResponse, yield yield) { yield(nil, errors.New("no database")) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, `GET "/": no database`},
+		{
+			"error before the answer", app(func(_ Environ, _ StartResponse, yield yield) { yield(nil, errors.New("no database")) }),
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			`GET "/": no database`,
+		},
 		{"error after start", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, 2)
 			yield(nil, errors.New("no database"))
@@ -265,10 +271,16 @@ func TestApplicationAnswers(t *testing.T) {
 			plain(start, -1)
 			_ = yield([]byte("ab"), nil) && yield(nil, errors.New("no database"))
 		}), answer{status: 200, body: "ab", frames: 2, cut: true, failed: true}, "no database"},
-		{"panic before the answer", app(func(Environ, StartResponse, yield) { panic("oh no") }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "worker_test.go"},
-		{"panic in the call itself", func(context.Context, Environ, StartResponse) iter.Seq2[[]byte, error] { panic("oh no") },
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "panic: oh no"},
+		{
+			"panic before the answer", app(func(Environ, StartResponse, yield) { panic("oh no") }),
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			"worker_test.go",
+		},
+		{
+			"panic in the call itself", func(context.Context, Environ, StartResponse) iter.Seq2[[]byte, error] { panic("oh no") },
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			"panic: oh no",
+		},
 		{"panic in the answer", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, 5)
 			yield([]byte("ab"), nil)
@@ -285,10 +297,16 @@ func TestApplicationAnswers(t *testing.T) {
 				yield([]byte("ab"), nil)
 			}
 		}), answer{status: 200, body: "a", frames: 1}, "more than its Content-Length"},
-		{"never started", app(func(_ Environ, _ StartResponse, yield yield) { yield([]byte("ab"), nil) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "before it called start"},
-		{"nothing at all", app(func(Environ, StartResponse, yield) {}),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "before it called start"},
+		{
+			"never started", app(func(_ Environ, _ StartResponse, yield yield) { yield([]byte("ab"), nil) }),
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			"before it called start",
+		},
+		{
+			"nothing at all", app(func(Environ, StartResponse, yield) {}),
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			"before it called start",
+		},
 		{"longer than it said", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, 3)
 			_ = yield([]byte("ab"), nil) && yield([]byte("cd"), nil)
@@ -297,8 +315,11 @@ func TestApplicationAnswers(t *testing.T) {
 			plain(start, 3)
 			yield([]byte("ab"), nil)
 		}), answer{status: 200, body: "ab", frames: 2, cut: true, failed: true}, "less than its Content-Length"},
-		{"aborts before the answer", app(func(Environ, StartResponse, yield) { panic(http.ErrAbortHandler) }),
-			answer{frames: 1, cut: true, failed: true}, ""},
+		{
+			"aborts before the answer", app(func(Environ, StartResponse, yield) { panic(http.ErrAbortHandler) }),
+			answer{frames: 1, cut: true, failed: true},
+			"",
+		},
 		{"forges a header", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"X": {"a\r\nSet-Cookie: b"}}))
 		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "not fit for a header block"},
@@ -311,8 +332,11 @@ func TestApplicationAnswers(t *testing.T) {
 		{"two lengths", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"Content-Length": {"1"}, "content-length": {"2"}}))
 		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "want one number"},
-		{"status out of range", app(func(_ Environ, start StartResponse, yield yield) { yield(nil, start(99, nil)) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "want 200 to 599"},
+		{
+			"status out of range", app(func(_ Environ, start StartResponse, yield yield) { yield(nil, start(99, nil)) }),
+			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			"want 200 to 599",
+		},
 		{"headers that are too long", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"X": {strings.Repeat("x", protocol.MaxHeaderBlock)}}))
 		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "at most 65535"},

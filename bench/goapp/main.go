@@ -51,7 +51,7 @@ func serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.Write(body)
+	_, _ = w.Write(body)
 }
 
 // env has what net/http/fcgi leaves of the variables, and the headers, so that

@@ -80,7 +80,7 @@ func serveFront(ctx context.Context, l net.Listener, h http.Handler) error {
 	if err != nil {
 		err = errors.Join(err, s.Close())
 	}
-	<-served
+	_ = <-served
 	return err
 }
 
@@ -91,7 +91,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rc := http.NewResponseController(w)
-	rc.EnableFullDuplex() // an error says that the protocol has it anyway
+	_ = rc.EnableFullDuplex() // an error says that the protocol has it anyway
 	req := &fcgi.ClientRequest{Params: cgiParams(r, uri)}
 	if r.ContentLength != 0 {
 		req.Body = r.Body
@@ -144,7 +144,7 @@ func relay(w http.ResponseWriter, rc *http.ResponseController, br *bufio.Reader)
 		if err != nil {
 			return err
 		}
-		br.Discard(len(b))
+		_, _ = br.Discard(len(b))
 		if err := rc.Flush(); err != nil {
 			return err
 		}

@@ -72,9 +72,11 @@ func TestFrontSendsWhatNginxSends(t *testing.T) {
 	}{
 		{
 			"plain GET", "GET /a HTTP/1.1\r\nHost: h:81\r\n\r\n",
-			[]string{"REQUEST_METHOD=GET", "QUERY_STRING=", "CONTENT_TYPE=", "CONTENT_LENGTH=", "SCRIPT_NAME=/a", "REQUEST_URI=/a", "DOCUMENT_URI=/a",
+			[]string{
+				"REQUEST_METHOD=GET", "QUERY_STRING=", "CONTENT_TYPE=", "CONTENT_LENGTH=", "SCRIPT_NAME=/a", "REQUEST_URI=/a", "DOCUMENT_URI=/a",
 				"SERVER_PROTOCOL=HTTP/1.1", "REQUEST_SCHEME=http", "GATEWAY_INTERFACE=CGI/1.1", "REMOTE_ADDR=127.0.0.1", "SERVER_ADDR=127.0.0.1", "SERVER_NAME=h",
-				"REDIRECT_STATUS=200", "HTTP_HOST=h:81"},
+				"REDIRECT_STATUS=200", "HTTP_HOST=h:81",
+			},
 			[]string{"PATH_INFO", "HTTPS"},
 		},
 		{

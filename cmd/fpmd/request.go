@@ -152,7 +152,7 @@ func (l *requestLine) send(ctx context.Context, network, address string, stdout,
 	}
 	if l.include {
 		writeHead(stdout, status, reason, header, "", "\r\n")
-		io.WriteString(stdout, "\r\n")
+		_, _ = io.WriteString(stdout, "\r\n")
 	}
 	if l.verbose {
 		writeHead(stderr, status, reason, header, "< ", "\n")

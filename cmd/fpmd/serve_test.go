@@ -493,7 +493,7 @@ func TestSocketInTheWay(t *testing.T) {
 		t.Errorf("a living socket: exit code %d, %s", code, d.log.String())
 	}
 	l.Close()
-	d = serve(t, dir, config)
+	serve(t, dir, config)
 	if answer, err := askOnce(sock); err != nil || !strings.HasSuffix(answer, "hello") {
 		t.Errorf("over a dead socket: %q, %v", answer, err)
 	}
