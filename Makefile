@@ -1,49 +1,55 @@
-# fpmd. The commands that matter: make demo, make test.
+# fpmd. What matters most: make demo, make test. CONTRIBUTING.md has the rest.
 
-SHELL    := /bin/bash
-GO       ?= go
-BIN      := bin
+SHELL     := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+GO        ?= go
+BIN       := bin
+VERSION   ?=
+LDFLAGS   := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 DEMO_ADDR ?= 127.0.0.1:8080
-FUZZTIME ?= 60s
-VERSION  ?=
-LDFLAGS  := -s -w $(if $(VERSION),-X main.release=$(VERSION))
-LINT     := $(GO) tool -modfile=tools/go.mod golangci-lint
+FUZZTIME  ?= 60s
+SOAK      ?= 20
+GOFMT      = "$$($(GO) env GOROOT)/bin/gofmt"
 
 .PHONY: build demo test test-deps lint fuzz bench soak clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/fpmd ./bench/goapp
 
-# A page on DEMO_ADDR until ^C; nothing is installed, and nothing is left.
+# A page on DEMO_ADDR until ^C. Nothing is installed, and nothing is left but bin/.
 demo: build
 	@DEMO_ADDR=$(DEMO_ADDR) exec bash examples/demo/run.sh $(BIN)/fpmd
 
-# What the tests need and the machine lacks: installed as root, else named.
+# What the tests need and the machine lacks: installed when root asks, else named.
 test-deps:
 	@bash test/install.sh
 
 test: test-deps
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@unformatted=$$($(GOFMT) -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; } >&2
 	$(GO) vet ./...
 	$(GO) test -race -count=1 -timeout 15m ./...
-	$(GO) test -count=1 -timeout 5m ./fcgi ./protocol # what the race detector would spoil: allocations and memory
+	$(GO) test -count=1 -timeout 5m ./fcgi ./protocol # what the race detector spoils: allocations and memory
 
 lint:
-	$(LINT) run ./...
+	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
 
-# Each fuzz target of each package for FUZZTIME.
+# Each fuzz target of each package, for FUZZTIME. What fails is kept in the package's testdata/fuzz.
 fuzz:
-	@set -e; for pkg in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
-	  done; done
+	@for pkg in $$($(GO) list ./...); do \
+	  targets=$$($(GO) test -list '^Fuzz' "$$pkg"); \
+	  for target in $$(grep '^Fuzz' <<<"$$targets" || :); do \
+	    echo "== $$pkg $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+	  done; \
+	done
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem -count 3 ./fcgi ./protocol ./manager
+	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-# The storms at their full length.
+# What depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave.
 soak: test-deps
-	FPMD_SOAK=1 $(GO) test -race -count=1 -timeout 60m -run 'Under|Storm|Soak|Streams' ./cmd/fpmd
+	$(GO) test -race -count=$(SOAK) -timeout 90m -run 'Load|Kill|Reload|Signals|Leav|Shutdown|Slot|Stream|Sent|Abort|Withdraw' \
+	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd
 
 clean:
 	rm -rf $(BIN)

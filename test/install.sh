@@ -1,44 +1,48 @@
 #!/usr/bin/env bash
-# Installs what the tests need on Debian, where it is missing: as root; anybody
-# else is told what to install. No daemon is started by it.
+# Sees to it that what the tests need is there: root has it installed by apt,
+# only what is missing, and no daemon started by that; anybody else is told
+# what is missing. Without anything missing it does nothing.
 set -euo pipefail
 
-# What is looked for, and the package that brings it.
+# What is looked for, and the package of Debian that brings it.
 want=(
   gcc:gcc
-  python3:python3
+  /usr/include/stdio.h:libc6-dev
   /usr/bin/python3:python3
-  /usr/sbin/nginx:nginx-light
   /usr/lib/python3/dist-packages/flask/__init__.py:python3-flask
   /usr/lib/python3/dist-packages/django/__init__.py:python3-django
+  /usr/sbin/nginx:nginx-light
   cgi-fcgi:libfcgi-bin
   ss:iproute2
   systemd-analyze:systemd
-  systemd-nspawn:systemd-container
-  pgrep:procps
-  /usr/include/stdio.h:libc6-dev
 )
+# What boots a container to try the unit in, which only root can.
+if [ "$(id -u)" = 0 ]; then
+  want+=(systemd-nspawn:systemd-container pgrep:procps)
+fi
+
 missing=()
 for w in "${want[@]}"; do
-  what=${w%%:*} package=${w##*:}
-  case $what in
-    /*) [ -e "$what" ] || missing+=("$package") ;;
-    *) command -v "$what" >/dev/null || missing+=("$package") ;;
+  case ${w%%:*} in
+    /*) [ -e "${w%%:*}" ] || missing+=("${w##*:}") ;;
+    *) command -v "${w%%:*}" >/dev/null || missing+=("${w##*:}") ;;
   esac
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
-if [ "$(id -u)" != 0 ]; then
-  echo "the tests need packages that are not installed; as root:" >&2
-  echo "  apt-get install --no-install-recommends ${missing[*]}" >&2
+apt=(apt-get install -y --no-install-recommends "${missing[@]}")
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "the tests need what is not installed; on Debian, as root:" >&2
+  echo "  ${apt[*]}" >&2
   exit 1
 fi
-export DEBIAN_FRONTEND=noninteractive
-made=
-if [ ! -e /usr/sbin/policy-rc.d ]; then # an existing policy is left alone
-  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-  chmod +x /usr/sbin/policy-rc.d
-  made=1
+
+# A policy that is there already is left alone.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
 fi
-trap '[ -z "$made" ] || rm -f /usr/sbin/policy-rc.d' EXIT
+export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "${missing[@]}"
+"${apt[@]}" -q -o DPkg::Lock::Timeout=300
