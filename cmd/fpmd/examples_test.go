@@ -175,3 +175,31 @@ func leaveAfter(t *testing.T, url string, want *regexp.Regexp) {
 		t.Errorf("%s: %q, %v, want %s", url, line, err, want)
 	}
 }
+
+// The configuration in a Go example's README is right as it stands, in the
+// folder where the README has the program built.
+func TestExampleReadmes(t *testing.T) {
+	for _, name := range []string{"go-application", "go-handler"} {
+		readme, err := os.ReadFile(filepath.Join("../../examples", name, "README.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, found := strings.Cut(string(readme), "    # fpmd.toml\n")
+		config, _, ended := strings.Cut(rest, "    bin/fpmd serve -c fpmd.toml")
+		if !found || !ended {
+			t.Fatalf("%s: no configuration in\n%s", name, readme)
+		}
+		dir := appDir(t)
+		write(t, filepath.Join(dir, "fpmd.toml"), config)
+		write(t, filepath.Join(dir, name), "")
+		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		check := exec.Command(os.Args[0], "check", "-c", "fpmd.toml")
+		check.Dir = dir // and with it PWD
+		check.Env = append(check.Environ(), "FPMD_TEST_MAIN=1")
+		if out, err := check.CombinedOutput(); err != nil {
+			t.Errorf("%s: fpmd check: %v\n%s", name, err, out)
+		}
+	}
+}
