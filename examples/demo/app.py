@@ -102,7 +102,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem }
 .facts div { color: var(--soft); font-size: .85rem }
 .facts b { display: block; color: var(--ink); font-size: 1.5rem; font-variant-numeric: tabular-nums }
-.way { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; color: var(--soft); font-size: .9rem; margin-top: 1rem }
+.way { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; color: var(--soft); font-size: .84rem; margin-top: 1rem }
 .way b { border: 1px solid var(--line); border-radius: .4rem; padding: .1rem .55rem; color: var(--ink) }
 code { font: .88em/1.5 ui-monospace, monospace; background: var(--paper); border: 1px solid var(--line); border-radius: .3rem; padding: .1rem .35rem; user-select: all; overflow-wrap: anywhere }
 li { margin: .35rem 0 } ul { padding-left: 1.2rem; margin: 0 }
