@@ -144,6 +144,8 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	old := p.gen
 	p.gen = g
 	p.cfg.Store(cfg)
+	p.backoff.reset() // what failed was the old generation
+	p.lastErr = nil
 	p.readyLocked()
 	var free []*slot
 	for _, s := range p.idle {

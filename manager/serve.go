@@ -192,12 +192,12 @@ func (x *exchange) endBody(s *slot) {
 	x.req.CloseBody()
 	stuck := time.AfterFunc(s.w.gen.cfg.StopTimeout, s.Abort) // a worker that answers must read off the rest
 	x.pump.Wait()
-	stuck.Stop()
-	if x.bodySent {
+	inTime := stuck.Stop() // else an Abort is under way, which may hit the slot's next exchange
+	if x.bodySent && inTime {
 		x.pool.offer(s, true)
 		return
 	}
-	s.Abandon()
+	s.Close() // it holds no exchange that could be abandoned: its answer is complete
 	s.w.settle(s, time.Now().Add(s.w.gen.cfg.StopTimeout), "it did not read a request's body off")
 }
 

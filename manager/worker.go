@@ -144,11 +144,14 @@ func (w *worker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.log = p.log.With("worker", w.id, "pid", proc.pid)
 	p.mu.Lock()
 	w.proc = proc
 	w.taken = proc.slots
 	p.mu.Unlock()
-	w.log = p.log.With("worker", w.id, "pid", proc.pid)
+	if w.gen.ctx.Err() != nil { // its end came while there was no proc that retire could have seen
+		w.retire("its generation was retired")
+	}
 	greeted := make(chan error, proc.slots)
 	deadline := began.Add(cfg.StartTimeout)
 	for i := range proc.slots {
@@ -344,6 +347,9 @@ func (g *generation) keep(w *worker) {
 			continue
 		}
 		w = next
+	}
+	if w != nil {
+		w.retire("its generation was retired") // it may have come up while the others were told
 	}
 }
 
