@@ -2,7 +2,6 @@ package main
 
 import (
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
@@ -44,64 +43,98 @@ func visitors(t *testing.T) []visitor {
 // killed. It ends at ^C and at TERM, and leaves no process, no file, no listener.
 func TestDemo(t *testing.T) {
 	for _, v := range visitors(t) {
-		for _, end := range []struct {
-			name string
-			sig  syscall.Signal
-			all  bool // the whole foreground group, as a terminal does it
-		}{{"^C", syscall.SIGINT, true}, {"INT", syscall.SIGINT, false}, {"TERM", syscall.SIGTERM, false}} {
-			t.Run(v.name+", "+end.name, func(t *testing.T) {
-				d, addr, temp := startDemo(t, v)
-				base := "http://" + addr
+		t.Run(v.name, func(t *testing.T) {
+			clone := checkout(t, v)
+			for _, end := range []struct {
+				name string
+				sig  syscall.Signal
+				all  bool // the whole foreground group, as a terminal does it
+			}{{"^C", syscall.SIGINT, true}, {"INT", syscall.SIGINT, false}, {"TERM", syscall.SIGTERM, false}} {
+				t.Run(end.name, func(t *testing.T) {
+					d := startDemo(t, v, clone)
+					d.tryOut(v)
+					d.endBy(end.sig, end.all)
+				})
+			}
+		})
+	}
+}
 
-				status, page := get(t, base+"/")
-				shown := regexp.MustCompile(`Worker <b>(\d+)</b>(?s:.*)<b>(\w+)</b>who it is`).FindStringSubmatch(page)
-				if status != 200 || shown == nil {
-					t.Fatalf("%d, no worker named in\n%s", status, page)
-				}
-				if shown[2] != v.serves {
-					t.Errorf("served by %s, want %s", shown[2], v.serves)
-				}
-				for _, part := range []string{"<th>REQUEST_ID<td>", "kill -9 " + shown[1], "curl -i " + base + "/hello"} {
-					if !strings.Contains(page, part) {
-						t.Errorf("no %q in the page", part)
-					}
-				}
-
-				killed, _ := strconv.Atoi(shown[1])
-				if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-				if status, body := get(t, base+"/hello"); status != 200 || strings.Contains(body, "worker "+shown[1]+",") {
-					t.Errorf("after worker %d was killed: %d %q", killed, status, body)
-				}
-				d.waitLogTimes("worker ready", 3) // two, and the one in place of the killed
-
-				family := children(d.cmd.Process.Pid)
-				if len(family) < 3 {
-					t.Errorf("below the demo are %v, want fpmd and two workers", family)
-				}
-				target := d.cmd.Process.Pid
-				if end.all {
-					target = -target
-				}
-				if err := syscall.Kill(target, end.sig); err != nil {
-					t.Fatal(err)
-				}
-				if code := d.waitExit(); code != 128+int(end.sig) {
-					t.Errorf("exit code %d, want %d", code, 128+int(end.sig))
-				}
-				if left := slices.DeleteFunc(family, func(pid int) bool { return !alive(pid) }); len(left) > 0 {
-					t.Errorf("processes are left: %v", left)
-				}
-				if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
-					t.Errorf("left in TMPDIR: %v, %v", left, err)
-				}
-				if c, err := net.Dial("tcp", addr); err == nil {
-					c.Close()
-					t.Errorf("somebody still listens on %s", addr)
-				}
-			})
+// tryOut does what the demo's page proposes.
+func (d *demo) tryOut(v visitor) {
+	t := d.t
+	t.Helper()
+	base := "http://" + d.addr
+	status, page := get(t, base+"/")
+	shown := regexp.MustCompile(`Worker <b>(\d+)</b>(?s:.*)<b>([^<]+)</b>who it is`).FindStringSubmatch(page)
+	if status != 200 || shown == nil {
+		t.Fatalf("%d, no worker named in\n%s", status, page)
+	}
+	if shown[2] != v.serves {
+		t.Errorf("served by %s, want %s", shown[2], v.serves)
+	}
+	for _, part := range []string{"<th>REQUEST_ID<td>", "kill -9 " + shown[1], "curl -i " + base + "/hello"} {
+		if !strings.Contains(page, part) {
+			t.Errorf("no %q in the page", part)
 		}
+	}
+
+	if status, _ := get(t, base+"/boom"); status != 500 {
+		t.Errorf("/boom: %d, want 500", status)
+	}
+	d.waitLog("this was asked for: /boom")                               // the traceback's last line
+	app := strconv.Quote(filepath.Join(d.clone, "examples/demo/app.py")) // as the log has it
+	inPlace := strings.Contains(d.log.String(), strings.Trim(app, `"`))
+	if root := os.Getuid() == 0 && v.account == ""; inPlace == root {
+		t.Errorf("root: %v, served in place: %v", root, inPlace)
+	}
+
+	killed, _ := strconv.Atoi(shown[1])
+	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := get(t, base+"/hello"); status != 200 || strings.Contains(body, "worker "+shown[1]+",") {
+		t.Errorf("after worker %d was killed: %d %q", killed, status, body)
+	}
+	d.waitLogTimes("worker ready", 3) // two, and the one in place of the killed
+}
+
+// endBy ends the demo by sig and looks for what is left.
+func (d *demo) endBy(sig syscall.Signal, all bool) {
+	t := d.t
+	t.Helper()
+	family := children(d.cmd.Process.Pid)
+	if len(family) < 3 {
+		t.Errorf("below the demo are %v, want fpmd and two workers", family)
+	}
+	target := d.cmd.Process.Pid
+	if all {
+		target = -target
+	}
+	if err := syscall.Kill(target, sig); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.waitExit(); code != 128+int(sig) {
+		t.Errorf("exit code %d, want %d", code, 128+int(sig))
+	}
+	if left := slices.DeleteFunc(family, func(pid int) bool { return !alive(pid) }); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+	if c, err := net.Dial("tcp", d.addr); err == nil {
+		c.Close()
+		t.Errorf("somebody still listens on %s", d.addr)
+	}
+	d.nothingLeft()
+}
+
+// nothingLeft looks for files that the demo made.
+func (d *demo) nothingLeft() {
+	d.t.Helper()
+	if left, err := os.ReadDir(d.temp); err != nil || len(left) > 0 {
+		d.t.Errorf("left in TMPDIR: %v, %v", left, err)
+	}
+	if cache, err := os.Stat(filepath.Join(d.clone, "examples/demo/__pycache__")); !os.IsNotExist(err) {
+		d.t.Errorf("left in the checkout: %v, %v", cache, err)
 	}
 }
 
@@ -113,66 +146,92 @@ func TestDemoAddressInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	d, temp := launchDemo(t, visitors(t)[0], l.Addr().String())
+	v := visitors(t)[0]
+	d := launchDemo(t, v, checkout(t, v), l.Addr().String())
 	if code := d.waitExit(); code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
-	for _, part := range []string{l.Addr().String() + ": bind: address already in use", "make demo DEMO_ADDR="} {
+	for _, part := range []string{d.addr + ": bind: address already in use", "make demo DEMO_ADDR="} {
 		if !strings.Contains(d.log.String(), part) {
 			t.Errorf("no %q in\n%s", part, d.log.String())
 		}
 	}
-	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
-		t.Errorf("left in TMPDIR: %v, %v", left, err)
+	d.nothingLeft()
+}
+
+// A demo is one that runs: the process is its script, above fpmd.
+type demo struct {
+	*process
+	addr  string
+	clone string
+	temp  string // its TMPDIR
+}
+
+// checkout makes one of the files that the demo needs, and bin/fpmd. Its
+// folder's name has what a shell, TOML and a configuration's variables mistake.
+func checkout(t *testing.T, v visitor) (clone string) {
+	t.Helper()
+	clone = filepath.Join(appDir(t), `a "clone" of $HOME`)
+	if err := os.CopyFS(filepath.Join(clone, "examples/demo"), os.DirFS("../../examples/demo")); err != nil {
+		t.Fatal(err)
 	}
+	if v.account != "" { // so that what keeps the checkout clean is the demo, not permissions
+		uid, gid := ids(t, v.account)
+		if err := os.Chown(filepath.Join(clone, "examples/demo"), uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(clone, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	buildFpmd(t, filepath.Join(clone, "bin"))
+	if err := os.Chmod(clone, v.mode); err != nil {
+		t.Fatal(err)
+	}
+	return clone
+}
+
+func ids(t *testing.T, account string) (uid, gid int) {
+	t.Helper()
+	who, err := user.Lookup(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, _ = strconv.Atoi(who.Uid)
+	gid, _ = strconv.Atoi(who.Gid)
+	return uid, gid
 }
 
 // startDemo starts the demo as v and waits until it says what to try.
-func startDemo(t *testing.T, v visitor) (d *process, addr, temp string) {
+func startDemo(t *testing.T, v visitor, clone string) *demo {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr = l.Addr().String()
+	addr := l.Addr().String()
 	l.Close()
-	d, temp = launchDemo(t, v, addr)
+	d := launchDemo(t, v, clone, addr)
 	d.waitLog("The demo is at  http://" + addr + "/")
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return d, addr, temp
+	return d
 }
 
-// launchDemo runs what make demo runs, from a checkout of the files that it
-// needs, as v and in a process group of its own. All that it makes is in temp.
-func launchDemo(t *testing.T, v visitor, addr string) (d *process, temp string) {
+// launchDemo runs what make demo runs, as v and in a process group of its own.
+func launchDemo(t *testing.T, v visitor, clone, addr string) *demo {
 	t.Helper()
 	dir := appDir(t)
-	clone, temp := filepath.Join(dir, "clone"), filepath.Join(dir, "tmp")
-	if err := os.CopyFS(filepath.Join(clone, "examples/demo"), os.DirFS("../../examples/demo")); err != nil {
+	d := &demo{&process{t: t, dir: dir, exited: make(chan struct{})}, addr, clone, filepath.Join(dir, "tmp")}
+	if err := os.Mkdir(d.temp, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	fpmd := buildFpmd(t, clone)
-	if err := os.Chmod(clone, v.mode); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(temp, 0o755); err != nil {
-		t.Fatal(err)
-	}
-
-	d = &process{t: t, dir: dir, exited: make(chan struct{})}
-	d.cmd = exec.Command("bash", "examples/demo/run.sh", fpmd)
+	d.cmd = exec.Command("bash", "examples/demo/run.sh", "bin/fpmd")
 	d.cmd.Dir = clone
-	d.cmd.Env = append(d.cmd.Environ(), "DEMO_ADDR="+addr, "TMPDIR="+temp)
+	d.cmd.Env = append(d.cmd.Environ(), "DEMO_ADDR="+addr, "TMPDIR="+d.temp)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if v.account != "" {
-		who, err := user.Lookup(v.account)
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.ParseUint(who.Uid, 10, 32)
-		gid, _ := strconv.ParseUint(who.Gid, 10, 32)
+		uid, gid := ids(t, v.account)
 		d.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		if err := os.Chown(temp, int(uid), int(gid)); err != nil {
+		if err := os.Chown(d.temp, uid, gid); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -192,5 +251,5 @@ func launchDemo(t *testing.T, v visitor, addr string) (d *process, temp string) 
 			t.Logf("the demo:\n%s", d.log.String())
 		}
 	})
-	return d, temp
+	return d
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run.sh FPMD: serves the demo on DEMO_ADDR (127.0.0.1:8080) until ^C. make demo
 # runs it. Root's demo is served by nobody, from a copy, for nobody may be
-# unable to read the folder that this is in. Nothing is left behind.
+# unable to read the folder that this is in; anybody else's is served in place.
+# Nothing is left behind.
 set -euo pipefail
 fpmd=$(realpath "$1")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -43,18 +44,25 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 chmod 755 "$dir"
-install -m 644 "$here/app.py" "$dir/app.py"
+app=$here
+if [ -n "${as[0]:+root}" ]; then
+  app=$dir
+  install -m 644 "$here/app.py" "$app/app.py"
+fi
+# A path as a string of the configuration, whatever is in it.
+quoted() { local s=${1//\\/\\\\}; s=${s//\"/\\\"}; printf '"%s"' "${s//\$/\$\$}"; }
 cat >"$dir/fpmd.toml" <<EOF
 [supervisor]
-runtime_dir = "$dir/run"
+runtime_dir = $(quoted "$dir/run")
 user        = "nobody"
 
 [pool.demo]
-listen      = "$dir/demo.sock"
+listen      = $(quoted "$dir/demo.sock")
 wsgi        = "app:application"
-directory   = "$dir"
-python      = "$python"
+directory   = $(quoted "$app")
+python      = $(quoted "$python")
 workers     = 2
+env         = { PYTHONDONTWRITEBYTECODE = "1" } # a checkout stays as it is
 EOF
 
 "$fpmd" serve -c "$dir/fpmd.toml" --http "$addr" </dev/null &
