@@ -126,7 +126,7 @@ td { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 <div><b>@USER@</b>who it is</div>
 <div><b>@PARENT@</b>fpmd, its parent</div>
 </div>
-<div class="way"><b>your browser</b> HTTP &rarr; <b>fpmd's front</b> FastCGI &rarr; <b>pool demo</b> exchange &rarr; <b>worker @PID@</b> WSGI &rarr; <b>app.py</b></div>
+<div class="way"><b>browser</b> HTTP &rarr; <b>fpmd's front</b> FastCGI &rarr; <b>pool demo</b> exchange &rarr; <b>worker @PID@</b> WSGI &rarr; <b>app.py</b></div>
 </section>
 
 <section>
