@@ -242,6 +242,9 @@ func (s *Slot) Flush() error {
 		deadline = time.Unix(0, ns)
 	}
 	s.nc.SetWriteDeadline(deadline)
+	if s.aborted.Load() || s.lost.Load() { // before that line, and undone by it
+		return s.ended(os.ErrDeadlineExceeded)
+	}
 	rest := net.Buffers{s.out, s.body}
 	_, err := rest.WriteTo(s.nc)
 	s.out, s.body = nil, nil
@@ -266,8 +269,8 @@ func (s *Slot) SendBody(frames []byte, deadline time.Time) error {
 }
 
 // SetDeadline ends the waiting of this exchange at t; zero: never. An Abort
-// that came before is not undone by it: fill looks for one after this. The
-// goroutine that sends the body may call it too.
+// or a Lose that came before is not undone by it. The goroutine that sends the
+// body may call it too, while Receive waits.
 func (s *Slot) SetDeadline(t time.Time) {
 	if t.IsZero() {
 		s.deadline.Store(0)
@@ -275,6 +278,9 @@ func (s *Slot) SetDeadline(t time.Time) {
 		s.deadline.Store(t.UnixNano())
 	}
 	s.nc.SetReadDeadline(t)
+	if s.aborted.Load() || s.lost.Load() {
+		s.poke()
+	}
 }
 
 // transfer runs inside RawConn.Read: it writes the request, waits, and reads,
