@@ -110,7 +110,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		if err := s.Flush(); err != nil {
 			return x.lost(err, now)
 		}
-		x.pump.Go(x.sendBody) // ends with the body, with CloseBody, or with the slot's connection
+		x.pump.Go(func() { x.sendBody(s) }) // not x.slot, which an answer takes away; ends with the body, with CloseBody, or with the slot's connection
 	}
 	if x.buf == nil {
 		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
@@ -203,8 +203,7 @@ func (x *exchange) endBody(s *slot) {
 
 // sendBody sends what of the body did not come with the request, as it comes. It
 // sets x.bodySent when the worker has had the last of it.
-func (x *exchange) sendBody() {
-	s := x.slot
+func (x *exchange) sendBody(s *slot) {
 	b := protocol.Buffers.Get().(*protocol.Buffer)
 	defer protocol.Buffers.Put(b)
 	buf := b.Bytes()
