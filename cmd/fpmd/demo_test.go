@@ -138,6 +138,31 @@ func (d *demo) nothingLeft() {
 	}
 }
 
+// Each path of the demo does what its page says of it.
+func TestDemoPaths(t *testing.T) {
+	v := visitors(t)[0]
+	d := startDemo(t, v, checkout(t, v))
+	for _, ask := range []struct {
+		path   string
+		status int
+		part   string
+	}{
+		{"/hello", 200, "Hello from worker "},
+		{"/env?q=1", 200, "QUERY_STRING='q=1'\n"},
+		{"/slow?s=0", 200, " answers after 0 s."},
+		{"/slow?s=nan", 400, "a number of seconds"},
+		{"/slow?s=-1", 400, "a number of seconds"},
+		{"/slow?s=1e400", 400, "a number of seconds"},
+		{"/boom", 500, ""},
+		{"/elsewhere", 404, "/hello"},
+	} {
+		if status, body := get(t, "http://"+d.addr+ask.path); status != ask.status || !strings.Contains(body, ask.part) {
+			t.Errorf("%s: %d %q, want %d and %q", ask.path, status, body, ask.status, ask.part)
+		}
+	}
+	leaveAfter(t, "http://"+d.addr+"/stream", regexp.MustCompile(`^1: worker \d+, `))
+}
+
 // A demo on an address that is taken says so, says what to do, and leaves
 // nothing behind.
 func TestDemoAddressInUse(t *testing.T) {
