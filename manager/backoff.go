@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A backoff spaces out the starts of a pool's workers while they fail: not
-// at all after the first failure, then twice as long each time.
+// A backoff spaces out the starts of a pool's workers while they fail: a
+// moment after the first failure, then twice as long each time.
 type backoff struct {
 	mu       sync.Mutex
 	failures int

@@ -3,6 +3,7 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -46,7 +47,10 @@ func listenTCP(address string, backlog int) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l, setBacklog(l.(*net.TCPListener), backlog)
+	if err := setBacklog(l.(*net.TCPListener), backlog); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 func setBacklog(l syscall.Conn, backlog int) error {
@@ -64,9 +68,11 @@ func listenUnix(a Address, cfg *PoolConfig) (_ *listener, err error) {
 	if err := inUse(a.Address); err != nil {
 		return nil, err
 	}
-	temp := filepath.Join(dir, "."+strconv.Itoa(os.Getpid())+"."+name)
-	if len(temp) > maxSocketPath { // a name that is as long as can be leaves no room for another
-		temp = filepath.Join(dir, "."+strconv.Itoa(os.Getpid()))
+	// A name that nobody can have put there before us, nor an earlier run left.
+	random := strconv.FormatUint(uint64(rand.Uint32()), 36)
+	temp := filepath.Join(dir, "."+name+"."+random)
+	if len(temp) > maxSocketPath { // a name that is as long as can be leaves no room for more
+		temp = filepath.Join(dir, "."+random)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
 	if err != nil {

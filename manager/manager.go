@@ -97,16 +97,9 @@ func (m *Manager) claim(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("runtime_dir: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	lock, err := lockFile(filepath.Join(dir, "lock"))
 	if err != nil {
-		return fmt.Errorf("runtime_dir: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("runtime_dir %s: another fpmd runs with it: stop it, or give each its own", dir)
-		}
-		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+		return fmt.Errorf("runtime_dir %s: %w", dir, err)
 	}
 	m.lock = lock
 	m.socks = filepath.Join(dir, "workers")
@@ -117,6 +110,32 @@ func (m *Manager) claim(dir string) error {
 		return fmt.Errorf("folder for worker sockets: %w", err)
 	}
 	return nil
+}
+
+// lockFile makes and locks the file at path. Whoever held it may have removed it
+// just before we got its lock, so it counts only if it is still there.
+func lockFile(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, errors.New("another fpmd runs with it: stop it, or give each its own")
+			}
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		ours, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if there, err := os.Lstat(path); err == nil && os.SameFile(ours, there) {
+			return f, nil
+		}
+		f.Close()
+	}
 }
 
 // release gives back what claim and New took.

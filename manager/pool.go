@@ -173,21 +173,22 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 }
 
 // giveLocked puts a free slot to use: for who has waited longest, or for who
-// comes next. mu is held.
-func (p *pool) giveLocked(s *slot) {
+// comes next. It reports whether somebody had waited. mu is held.
+func (p *pool) giveLocked(s *slot) (waited bool) {
 	if x := p.queue.pop(); x != nil {
 		s.w.taken++
 		s.w.moveLocked(busy)
 		x.slot = s
 		x.turn <- struct{}{}
-		return
+		return true
 	}
 	p.idle = append(p.idle, s)
+	return false
 }
 
 // offer gives a slot back that was taken and is greeted now; answered says
-// that it has just answered an exchange.
-func (p *pool) offer(s *slot, answered bool) {
+// that it has just answered an exchange. It reports whether somebody has it already.
+func (p *pool) offer(s *slot, answered bool) (waited bool) {
 	w := s.w
 	p.mu.Lock()
 	w.taken--
@@ -199,16 +200,17 @@ func (p *pool) offer(s *slot, answered bool) {
 		w.drainedLocked()
 		p.mu.Unlock()
 		s.Close()
-		return
+		return false
 	case p.gen != w.gen: // its turn has not come, or is over and w about to leave
 		w.spare = append(w.spare, s)
 		w.standLocked()
 	default:
 		w.standLocked()
-		p.giveLocked(s)
+		waited = p.giveLocked(s)
 		p.readyLocked()
 	}
 	p.mu.Unlock()
+	return waited
 }
 
 func (p *pool) readyLocked() {

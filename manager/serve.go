@@ -3,6 +3,7 @@ package manager
 import (
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -156,7 +157,9 @@ func (x *exchange) finish(a protocol.Answer, o outcome) outcome {
 	x.req.Watch(nil)
 	if x.all {
 		x.slot = nil
-		x.pool.offer(s, true)
+		if x.pool.offer(s, true) {
+			runtime.Gosched() // he sends his request first: the worker is idle until then
+		}
 	}
 	switch {
 	case a.Last:

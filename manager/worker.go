@@ -2,7 +2,6 @@ package manager
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -161,7 +160,12 @@ func (w *worker) start(ctx context.Context) error {
 		w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
 	}
 	go w.watch() // ends with the process; its end is w.gone
-	if err := <-greeted; err != nil {
+	select {
+	case err = <-greeted:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		w.retire("no greeting")
 		proc.kill()
 		<-w.gone
@@ -287,9 +291,6 @@ func (g *generation) newWorker() *worker {
 		leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
-
-// errRetired is the cause of a generation's end.
-var errRetired = errors.New("its generation was retired")
 
 // startWorker starts one, of which the supervisor starts only so many at once.
 func (g *generation) startWorker(ctx context.Context) (*worker, error) {
