@@ -11,9 +11,14 @@ import (
 	"time"
 )
 
-// deafWorker answers before it has the body, and then reads nothing more.
+// deafWorker answers before it has the body, once the socket takes no more of
+// it, and then reads nothing more.
 const deafWorker = `
-import os, signal, socket, struct, time
+import array, fcntl, os, signal, socket, struct, termios, time
+def unread(c):
+    n = array.array("i", [0])
+    fcntl.ioctl(c, termios.FIONREAD, n)
+    return n[0]
 listener = socket.socket(fileno=int(os.environ["FPMD_LISTEN_FD"]))
 os.write(int(os.environ["FPMD_HANDSHAKE_FD"]), b"1|1|unix|1|exchange\n")
 kept = []
@@ -22,6 +27,10 @@ while True:
     kept.append(c)
     c.sendall(struct.pack("<BBHI", 16, 0, 1, 0))
     if c.recv(1):
+        before = -1
+        while unread(c) != before or before < 100000:
+            before = unread(c)
+            time.sleep(0.3)
         block = b"Status: 200 OK\r\nContent-Length: 2\r\n\r\n"
         c.sendall(struct.pack("<BBHII", 17, 1, 200, 4 + len(block) + 2, len(block)) + block + b"hi")
         signal.pause()
