@@ -86,29 +86,31 @@ type Credential struct {
 // Defaults gives the tables as they are when nothing is written into them but
 // what has no default. RuntimeDir is that of root; Load finds another user's.
 func Defaults() (Supervisor, PoolConfig) {
-	return Supervisor{
-			RuntimeDir: "/run/fpmd",
-			LogLevel:   slog.LevelInfo,
-			LogFormat:  "text",
-		}, PoolConfig{
-			ListenMode:     0o660,
-			ListenOwner:    -1,
-			ListenGroup:    -1,
-			ListenBacklog:  511, // nginx's and php-fpm's own
-			Directory:      "/",
-			Python:         "python3",
-			Umask:          0o022,
-			Env:            map[string]string{},
-			ClearEnv:       true,
-			Workers:        2,
-			StartTimeout:   60 * time.Second,
-			StopTimeout:    5 * time.Second,
-			DrainTimeout:   60 * time.Second,
-			RequestTimeout: 60 * time.Second,
-			QueueSize:      512,
-			QueueTimeout:   10 * time.Second,
-			MaxEnviron:     256 << 10,
-		}
+	s := Supervisor{
+		RuntimeDir: "/run/fpmd",
+		LogLevel:   slog.LevelInfo,
+		LogFormat:  "text",
+	}
+	p := PoolConfig{
+		ListenMode:     0o660,
+		ListenOwner:    -1,
+		ListenGroup:    -1,
+		ListenBacklog:  511, // nginx's and php-fpm's own
+		Directory:      "/",
+		Python:         "python3",
+		Umask:          0o022,
+		Env:            map[string]string{},
+		ClearEnv:       true,
+		Workers:        2,
+		StartTimeout:   60 * time.Second,
+		StopTimeout:    5 * time.Second,
+		DrainTimeout:   60 * time.Second,
+		RequestTimeout: 60 * time.Second,
+		QueueSize:      512,
+		QueueTimeout:   10 * time.Second,
+		MaxEnviron:     256 << 10,
+	}
+	return s, p
 }
 
 // defaultPath is where programs are looked for when the supervisor was started

@@ -501,7 +501,6 @@ func (d *draft) checkUser() {
 			return // said of supervisor.user
 		}
 	default:
-		name = "root"
 		u, err = d.l.userID("0")
 	}
 	complain := d.refuse

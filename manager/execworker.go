@@ -163,7 +163,7 @@ func (c *Credential) verify(groups []int) error {
 	slices.Sort(have)
 	slices.Sort(groups)
 	if err != nil || !slices.Equal(slices.Compact(have), slices.Compact(groups)) {
-		return fmt.Errorf("groups are %v (%v) after setgroups %v", have, err, groups)
+		return errors.Join(fmt.Errorf("groups are %v after setgroups %v", have, groups), err)
 	}
 	if uid != 0 && syscall.Setresuid(0, 0, 0) == nil {
 		return errors.New("could become root again")

@@ -176,7 +176,7 @@ func (m *Manager) Start() {
 	for _, p := range m.pools {
 		p.begin()
 		for _, l := range p.listeners {
-			m.serving.Go(func() { p.server.Serve(l.Listener) }) // ends at Stop
+			m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop
 		}
 	}
 	go func() { // ends when every pool is ready, which Stop does not wait for

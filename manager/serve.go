@@ -169,7 +169,7 @@ func (x *exchange) finish(a protocol.Answer, o outcome) outcome {
 		}
 	case x.sent || a.Status != 0: // cut: the web server must see it
 		if len(a.Bytes) > 0 {
-			x.req.Send(a.Bytes) // its error changes nothing: the connection ends anyway
+			_ = x.req.Send(a.Bytes) // its error changes nothing: the connection ends anyway
 		}
 		x.sent = true
 		x.cause = "the answer was cut"
@@ -311,7 +311,7 @@ func (x *exchange) refuse(o outcome) {
 	records := make([]byte, fcgi.HeaderLen, 512)
 	records = o.appendAnswer(records, x.env.id, head)
 	x.req.Frame(records, len(records)-fcgi.HeaderLen)
-	x.req.SendLast(records) // its error is the client's having gone, which changes nothing now
+	_ = x.req.SendLast(records) // its error is the client's having gone, which changes nothing now
 }
 
 // account writes the request down.

@@ -67,7 +67,9 @@ type Worker struct {
 // Serve runs until Drain, and returns when the exchanges that have begun by
 // then have ended, or at once when the listener fails.
 func (w *Worker) Serve() error {
+	w.mu.Lock()
 	w.conns = make(map[*workerConn]bool)
+	w.mu.Unlock()
 	failed := make(chan error, w.Slots)
 	for range w.Slots {
 		w.wg.Go(func() { w.slot(failed) }) // ends with Drain, or when the listener fails

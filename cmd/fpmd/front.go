@@ -80,7 +80,7 @@ func serveFront(ctx context.Context, l net.Listener, h http.Handler) error {
 	if err != nil {
 		err = errors.Join(err, s.Close())
 	}
-	_ = <-served
+	<-served //nolint:errcheck // it says only that Shutdown was called
 	return err
 }
 
