@@ -112,8 +112,8 @@ func start(ctx context.Context, l launch) (*process, error) {
 	client := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig: plugin.HandshakeConfig{
 			ProtocolVersion:  protocol.Version,
-			MagicCookieKey:   envCookie,
-			MagicCookieValue: workerCookie,
+			MagicCookieKey:   protocol.MagicCookieKey,
+			MagicCookieValue: protocol.MagicCookieValue,
 		},
 		Plugins:          plugin.PluginSet{}, // not nil, or the version would not count
 		AllowedProtocols: []plugin.Protocol{"exchange"},
@@ -314,10 +314,10 @@ func (r *workerRunner) prepare(_ hclog.Logger, cmd *exec.Cmd, tmpDir string) (ru
 	}
 	for _, kv := range cmd.Env {
 		switch name, value, _ := strings.Cut(kv, "="); name {
-		case envCookie:
+		case protocol.MagicCookieKey:
 			r.env = append(r.env, kv)
 		case "PLUGIN_PROTOCOL_VERSIONS":
-			r.env = append(r.env, envVersions+"="+value)
+			r.env = append(r.env, protocol.EnvVersions+"="+value)
 		}
 	}
 	return r, nil
@@ -346,7 +346,7 @@ func (r *workerRunner) PluginToHost(network, slots string) (string, string, erro
 	case err != nil || n < 1 || n > protocol.MaxSlots:
 		return "", "", fmt.Errorf("%q slots, want 1 to %d", slots, protocol.MaxSlots)
 	case threads != 0 && int(n) != threads:
-		return "", "", fmt.Errorf("%d slots, want %d as %s says", n, threads, envThreads)
+		return "", "", fmt.Errorf("%d slots, want %d as %s says", n, threads, protocol.EnvThreads)
 	}
 	r.process.slots = int(n)
 	return network, r.process.socket.Name(), nil

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fpmd/protocol"
 )
 
 // ready is a shell's way of saying that it is ready for one exchange.
@@ -191,12 +193,12 @@ func echoWorker() int {
 		n, _ := strconv.Atoi(os.Getenv(name))
 		return os.NewFile(uintptr(n), name)
 	}
-	ln, err := net.FileListener(fd(envListen))
+	ln, err := net.FileListener(fd(protocol.EnvListen))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	handshake := fd(envHandshake)
+	handshake := fd(protocol.EnvHandshake)
 	fmt.Fprintln(handshake, "1|1|unix|2|exchange")
 	handshake.Close()
 	for {

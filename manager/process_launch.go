@@ -16,24 +16,9 @@ import (
 	"fpmd/protocol"
 )
 
-// workerCookie proves to a worker that fpmd is its parent (PROTOCOL.md
-// section 2).
-const workerCookie = "0f7c4d6a-fcb1-4e0f-9d27-exchange"
-
-// The variables that a worker is told by.
-const (
-	envCookie    = "FPMD_WORKER"
-	envVersions  = "FPMD_PROTOCOL_VERSIONS"
-	envListen    = "FPMD_LISTEN_FD"
-	envPage      = "FPMD_PAGE_FD"
-	envHandshake = "FPMD_HANDSHAKE_FD"
-	envLifeline  = "FPMD_LIFELINE_FD"
-	envHost      = "FPMD_HOST_FD"
-	envThreads   = "FPMD_THREADS"
-	envPool      = "FPMD_POOL"
-	envWorkerID  = "FPMD_WORKER_ID"
-	envDebug     = "FPMD_DEBUG"
-)
+// envHost names the descriptor that a host is read from. It is between fpmd and
+// its own hosts, and no part of the exchange protocol.
+const envHost = "FPMD_HOST_FD"
 
 // The descriptors of a worker. From recipeFD on they are exec-worker's own,
 // and closed when the worker's program takes its place.
@@ -183,14 +168,14 @@ func (l launch) environ(env []string) []string {
 		debug = "1"
 	}
 	ours := append(slices.Clone(env),
-		envListen+"="+strconv.Itoa(listenFD),
-		envPage+"="+strconv.Itoa(pageFD),
-		envHandshake+"="+strconv.Itoa(handshakeFD),
-		envLifeline+"="+strconv.Itoa(lifelineFD),
-		envThreads+"="+strconv.Itoa(l.threads),
-		envPool+"="+l.pool,
-		envWorkerID+"="+strconv.Itoa(l.id),
-		envDebug+"="+debug,
+		protocol.EnvListen+"="+strconv.Itoa(listenFD),
+		protocol.EnvPage+"="+strconv.Itoa(pageFD),
+		protocol.EnvHandshake+"="+strconv.Itoa(handshakeFD),
+		protocol.EnvLifeline+"="+strconv.Itoa(lifelineFD),
+		protocol.EnvThreads+"="+strconv.Itoa(l.threads),
+		protocol.EnvPool+"="+l.pool,
+		protocol.EnvWorkerID+"="+strconv.Itoa(l.id),
+		protocol.EnvDebug+"="+debug,
 	)
 	if l.host != nil {
 		ours = append(ours, envHost+"="+strconv.Itoa(hostFD))
