@@ -61,6 +61,11 @@ func (r *recipe) exec() error {
 	if err := armLifeline(); err != nil {
 		return err
 	}
+	if r.Batch {
+		if err := leaveBatch(); err != nil {
+			return err
+		}
+	}
 	unix.Umask(r.Umask)
 	who := userName(r.Cred)
 	if r.Cred != nil {
@@ -118,6 +123,19 @@ func armLifeline() error {
 	}
 	if n != 0 {
 		return errors.New("lifeline: the supervisor is gone")
+	}
+	return nil
+}
+
+// leaveBatch has the kernel schedule this thread as any other.
+func leaveBatch() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err == nil {
+		attr.Policy = unix.SCHED_NORMAL
+		err = unix.SchedSetAttr(0, attr, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("leave SCHED_BATCH: %w", err)
 	}
 	return nil
 }

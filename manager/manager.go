@@ -23,6 +23,9 @@ type Options struct {
 	Logs *Logs
 	// WSGI is how Python applications are hosted; without it there are none.
 	WSGI *HostRecipe
+	// Batch says that this process has put itself under SCHED_BATCH, which is
+	// not meant for its workers.
+	Batch bool
 }
 
 // A HostRecipe is how a program becomes a host for applications of one kind.
@@ -273,6 +276,7 @@ func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
 		threads: cfg.Threads, debug: cfg.Debug,
 		socketDir:    p.mgr.socks,
 		startTimeout: cfg.StartTimeout, stopTimeout: cfg.StopTimeout,
+		batch:  p.mgr.opts.Batch,
 		logger: p.log,
 	}
 	if cfg.WSGI != "" {

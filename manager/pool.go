@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -30,9 +31,11 @@ type pool struct {
 	gen     *generation // the serving one; nil before the first
 	workers map[*worker]struct{}
 	idle    []*slot // free slots of the serving generation, most recently used last
-	queue   queue
-	stopped bool // no request is given to a worker any more
-	ready   bool // a worker has been ready; readyOnce is closed
+	queue   list[*exchange]
+	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
+	recent  time.Duration // an exchange's run time, of the recent ones
+	stopped bool          // no request is given to a worker any more
+	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error
 	gens    int
 
@@ -45,6 +48,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		name: cfg.Name, mgr: m,
 		log:       m.log.With("pool", cfg.Name),
 		workers:   make(map[*worker]struct{}),
+		recent:    patience, // not known to be less
 		readyOnce: make(chan struct{}),
 	}
 	p.cfg.Store(cfg)
@@ -172,124 +176,11 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	return nil
 }
 
-// giveLocked puts a free slot to use: for who has waited longest, or for who
-// comes next. It reports whether somebody had waited. mu is held.
-func (p *pool) giveLocked(s *slot) (waited bool) {
-	if x := p.queue.pop(); x != nil {
-		s.w.taken++
-		s.w.moveLocked(busy)
-		x.slot = s
-		x.turn <- struct{}{}
-		return true
-	}
-	p.idle = append(p.idle, s)
-	return false
-}
-
-// offer gives a slot back that was taken and is greeted now; answered says
-// that it has just answered an exchange. It reports whether somebody has it already.
-func (p *pool) offer(s *slot, answered bool) (waited bool) {
-	w := s.w
-	p.mu.Lock()
-	w.taken--
-	if answered {
-		w.served++
-	}
-	switch {
-	case w.state == draining || w.state == gone:
-		w.drainedLocked()
-		p.mu.Unlock()
-		s.Close()
-		return false
-	case p.gen != w.gen: // its turn has not come, or is over and w about to leave
-		w.spare = append(w.spare, s)
-		w.standLocked()
-	default:
-		w.standLocked()
-		waited = p.giveLocked(s)
-		p.readyLocked()
-	}
-	p.mu.Unlock()
-	return waited
-}
-
 func (p *pool) readyLocked() {
 	if !p.ready {
 		p.ready = true
 		close(p.readyOnce)
 	}
-}
-
-// discard takes note that a slot is closed and does not come back.
-func (p *pool) discard(s *slot) {
-	s.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s.w.taken--
-	s.w.drainedLocked()
-}
-
-// acquire takes a slot for x, which waits in the queue where none is free. It
-// reports ok with x.slot set, or why there is none.
-func (p *pool) acquire(x *exchange) outcome {
-	p.mu.Lock()
-	if p.stopped {
-		p.mu.Unlock()
-		return stopping
-	}
-	if n := len(p.idle); n > 0 {
-		s := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		s.w.taken++
-		s.w.moveLocked(busy)
-		x.slot = s
-		p.mu.Unlock()
-		return ok
-	}
-	if p.queue.n >= p.config().QueueSize {
-		p.mu.Unlock()
-		return queueFull
-	}
-	if p.backoff.failing() && p.noneReadyLocked() {
-		p.mu.Unlock()
-		return bootFailed
-	}
-	p.queue.push(x)
-	wait := p.config().QueueTimeout
-	p.mu.Unlock()
-
-	x.timer.Reset(wait)
-	defer x.timer.Stop()
-	why := ok
-	select {
-	case <-x.turn:
-		return x.outcomeOfTurn()
-	case <-x.req.Gone():
-		why = clientGone
-	case <-x.timer.C:
-		why = queueTimeout
-	}
-	p.mu.Lock()
-	if p.queue.remove(x) {
-		if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
-			why = bootFailed
-		}
-		p.mu.Unlock()
-		return why
-	}
-	p.mu.Unlock()
-	// A slot came at the same moment.
-	<-x.turn
-	if o := x.outcomeOfTurn(); o != ok {
-		return o
-	}
-	if why == clientGone {
-		p.offer(x.slot, false)
-		x.slot = nil
-		return clientGone
-	}
-	return ok
 }
 
 func (p *pool) noneReadyLocked() bool {
@@ -312,8 +203,9 @@ func (p *pool) stop(ctx context.Context) {
 	}
 	p.mu.Lock()
 	p.stopped = true
-	for x := p.queue.pop(); x != nil; x = p.queue.pop() {
-		x.turn <- struct{}{}
+	for x, ok := p.queue.pop(); ok; x, ok = p.queue.pop() {
+		x.place, x.verdict = refused, stopping
+		x.tellLocked()
 	}
 	g := p.gen
 	p.mu.Unlock()
@@ -327,50 +219,4 @@ func (p *pool) stop(ctx context.Context) {
 	})
 	defer kill()
 	p.wg.Wait()
-}
-
-// A queue holds the exchanges that wait for a slot, in the order in which they
-// came. It is a list through them, so that one that leaves leaves at once.
-type queue struct {
-	first, last *exchange
-	n           int
-}
-
-func (q *queue) push(x *exchange) {
-	x.prev, x.next, x.queued = q.last, nil, true
-	if q.last != nil {
-		q.last.next = x
-	} else {
-		q.first = x
-	}
-	q.last = x
-	q.n++
-}
-
-func (q *queue) pop() *exchange {
-	x := q.first
-	if x != nil {
-		q.remove(x)
-	}
-	return x
-}
-
-// remove reports whether x was in the queue.
-func (q *queue) remove(x *exchange) bool {
-	if !x.queued {
-		return false
-	}
-	if x.prev != nil {
-		x.prev.next = x.next
-	} else {
-		q.first = x.next
-	}
-	if x.next != nil {
-		x.next.prev = x.prev
-	} else {
-		q.last = x.prev
-	}
-	x.prev, x.next, x.queued = nil, nil, false
-	q.n--
-	return true
 }

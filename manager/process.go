@@ -32,6 +32,7 @@ type launch struct {
 	dir          string        // working directory; "": the supervisor's
 	env          []string      // the application's, complete; the FPMD_* variables are added to it
 	cred         *Credential   // nil: stay who we are, capabilities included
+	batch        bool          // the supervisor, but not the worker, is under SCHED_BATCH
 	newPrivs     bool          // let setuid programs and file capabilities give privileges
 	umask        int           // of the worker
 	threads      int           // exchanges at once; 0: the worker decides

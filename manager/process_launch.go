@@ -47,6 +47,7 @@ type recipe struct {
 	Cred     *Credential
 	Umask    int
 	NewPrivs bool
+	Batch    bool
 }
 
 // run starts the process, registers it as our child, and has it watched. env
@@ -152,7 +153,7 @@ func (l launch) recipe(env []string) (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "fpmd-recipe")
 	err = gob.NewEncoder(f).Encode(recipe{
-		Argv: l.argv, Env: l.environ(env), Dir: l.dir, Cred: l.cred, Umask: l.umask, NewPrivs: l.newPrivs,
+		Argv: l.argv, Env: l.environ(env), Dir: l.dir, Cred: l.cred, Umask: l.umask, NewPrivs: l.newPrivs, Batch: l.batch,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("recipe for exec-worker: %w", err), f.Close())

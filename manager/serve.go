@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"sync"
@@ -35,17 +36,24 @@ type exchange struct {
 	bytes     int64  // of the answer's body
 	cause     string // what the outcome does not say by itself
 
+	number uint64 // in the protocol
+	early  bool   // it was sent behind another; under slot.settling until it holds the slot
+	alone  bool   // nobody is behind it, and nobody comes
+
 	// The queue's, under pool.mu, but for turn and timer, which are the exchange's.
-	prev, next *exchange
-	queued     bool
-	turn       chan struct{} // has room for one: a slot was set, or the pool has stopped
-	timer      *time.Timer
+	place   place
+	verdict outcome // of the place refused
+	link    link[*exchange]
+	turn    chan struct{} // has room for one: look where you stand
+	timer   *time.Timer
 }
 
 var exchanges = sync.Pool{New: func() any {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
-	return &exchange{turn: make(chan struct{}, 1), timer: t, env: environ{seen: new(nameSet)}}
+	x := &exchange{turn: make(chan struct{}, 1), timer: t, env: environ{seen: new(nameSet)}}
+	x.link.of = x
+	return x
 }}
 
 // maxResends bounds how often a request that provably never started is sent again.
@@ -101,7 +109,13 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	s := x.slot
 	cfg := s.w.gen.cfg
 	x.worker = s.w.id
-	s.Send(x.env.block, x.body, x.all, x.pool.numbers.Add(1))
+	if x.early {
+		x.early = false
+		s.Advance()
+	} else {
+		x.number = x.pool.numbers.Add(1)
+		s.Send(x.env.block, x.body, x.all, x.number)
+	}
 	deadline := after(now, cfg.RequestTimeout)
 	s.SetDeadline(deadline)
 	if !x.req.Watch(s) {
@@ -116,10 +130,17 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	if x.buf == nil {
 		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
 	}
+	x.alone = !x.all
+	var kept []byte // the answer, when another must not wait for this one's client
 	for {
 		a, err := s.Receive(x.buf, x.req)
 		if err != nil {
 			return x.lost(err, now)
+		}
+		if a.Withdrawn {
+			x.cause = "withdrawn from its worker"
+			x.giveBack(unanswered)
+			return badAnswer, true
 		}
 		if a.Status != 0 {
 			x.status = a.Status
@@ -128,8 +149,23 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 			o = appError
 		}
 		x.bytes += int64(a.Body)
+		if kept != nil {
+			kept = append(kept, a.Bytes...)
+			a.Bytes = kept
+		}
 		if a.Last || a.Cut {
-			return x.finish(a, o), false
+			return x.finish(a, o, now), false
+		}
+		if !x.alone && kept == nil {
+			if x.alone = x.pool.takeBack(s, nil); !x.alone { // the worker has begun the next, so all of this answer is here
+				kept = append(make([]byte, 0, 2*len(a.Bytes)), a.Bytes...)
+			}
+		}
+		if len(kept) > maxAhead {
+			return x.lost(errAhead, now)
+		}
+		if kept != nil {
+			continue
 		}
 		x.sent = true
 		if err := x.req.Send(a.Bytes); err != nil {
@@ -149,17 +185,29 @@ func after(now time.Time, t time.Duration) time.Time {
 	return now.Add(t)
 }
 
+// maxAhead bounds how much of an answer there may be still to read, in bytes,
+// once its worker has begun the next exchange: more than a socket's buffers hold.
+const maxAhead = 2 << 20
+
+var errAhead = fmt.Errorf("%w: the next exchange begun before an answer had ended", protocol.ErrProtocol)
+
+// giveBack gives the slot back, and reports whether somebody has it already.
+func (x *exchange) giveBack(ran time.Duration) (waited bool) {
+	s := x.slot
+	x.req.Watch(nil)
+	x.slot = nil
+	return x.pool.offer(s, ran)
+}
+
 // finish ends an exchange whose answer has ended. Where somebody waits for the
 // slot, he gets it before the web server gets the answer: the worker should
 // not sleep in the meantime.
-func (x *exchange) finish(a protocol.Answer, o outcome) outcome {
+func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome {
 	s := x.slot
-	x.req.Watch(nil)
-	if x.all {
-		x.slot = nil
-		if x.pool.offer(s, true) {
-			runtime.Gosched() // he sends his request first: the worker is idle until then
-		}
+	if !x.all {
+		x.req.Watch(nil)
+	} else if x.giveBack(time.Since(began)) {
+		runtime.Gosched() // he sends his request first: the worker is idle until then
 	}
 	switch {
 	case a.Last:
@@ -197,7 +245,7 @@ func (x *exchange) endBody(s *slot) {
 	x.pump.Wait()
 	inTime := stuck.Stop() // else an Abort is under way, which may hit the slot's next exchange
 	if x.bodySent && inTime {
-		x.pool.offer(s, true)
+		x.pool.offer(s, unmeasured)
 		return
 	}
 	s.Close() // it holds no exchange that could be abandoned: its answer is complete
@@ -247,42 +295,55 @@ func (x *exchange) sendBody(s *slot) {
 func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	s, w := x.slot, x.slot.w
 	cfg := w.gen.cfg
-	x.slot = nil
 	x.req.Watch(nil)
+	aborted, late := errors.Is(err, protocol.ErrAborted), errors.Is(err, protocol.ErrDeadline)
+	behind := !x.pool.takeBack(s, nil) // somebody whom the worker has begun
+	if behind && (aborted || late) {
+		if err = x.readOff(); err == nil {
+			x.giveBack(time.Since(began))
+			o = clientGone
+			if late {
+				o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
+			}
+			if x.sent {
+				x.req.Cut()
+			}
+			return o, false
+		}
+		aborted, late = false, false
+	}
+	x.slot = nil
 	if !x.all {
 		x.req.CloseBody()
 	}
+	s.Abandon()
+	x.pump.Wait()
 	switch {
-	case errors.Is(err, protocol.ErrAborted):
+	case aborted:
 		o = clientGone
-		s.Abandon()
-		x.pump.Wait()
 		w.settle(s, after(began, cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
-	case errors.Is(err, protocol.ErrDeadline):
+	case late:
 		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
-		s.Abandon()
-		x.pump.Wait()
 		w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", "answer 504, replace the worker")
 		w.retire("request_timeout")
 		x.pool.discard(s)
 	case errors.Is(err, protocol.ErrLost):
 		o, x.cause = workerDied, "the worker died"
-		s.Abandon()
-		x.pump.Wait()
 		select {
 		case <-w.proc.done():
 			x.cause = "the worker " + w.proc.exit().String()
 			again = !s.Begun() && x.all
+			x.pool.refuseSecond(s, o, x.cause)
 			x.pool.discard(s)
 		case <-time.After(reapWait):
 			o, x.cause = badAnswer, "the worker closed the connection without an answer"
+			x.pool.refuseSecond(s, o, x.cause)
 			w.settle(s, after(time.Now(), cfg.StopTimeout), x.cause)
 		}
 	default:
 		o, x.cause = badAnswer, err.Error()
-		s.Abandon()
-		x.pump.Wait()
 		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
+		x.pool.refuseSecond(s, o, x.cause)
 		w.retire("bad_answer")
 		x.pool.discard(s)
 	}
@@ -293,16 +354,26 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	return o, again
 }
 
+// readOff reads the answer to its end, for nobody: all of it is here.
+func (x *exchange) readOff() error {
+	s := x.slot
+	s.Resume(time.Now().Add(reapWait))
+	for n := 0; n <= maxAhead; {
+		a, err := s.Receive(x.buf, x.req)
+		if err != nil {
+			return err
+		}
+		if a.Last || a.Cut {
+			return nil
+		}
+		n += len(a.Bytes)
+	}
+	return errAhead
+}
+
 // reapWait is how long a connection that has ended may be the first sign of
 // its process's end.
 const reapWait = time.Second
-
-func (x *exchange) outcomeOfTurn() outcome {
-	if x.slot == nil {
-		return stopping
-	}
-	return ok
-}
 
 // refuse answers for the application.
 func (x *exchange) refuse(o outcome) {
@@ -313,6 +384,9 @@ func (x *exchange) refuse(o outcome) {
 	x.req.Frame(records, len(records)-fcgi.HeaderLen)
 	_ = x.req.SendLast(records) // its error is the client's having gone, which changes nothing now
 }
+
+// size is the length of the frame that carries the request, in bytes.
+func (x *exchange) size() int { return len(x.env.block) + len(x.body) }
 
 // account writes the request down.
 func (x *exchange) account(o outcome) {
@@ -348,6 +422,10 @@ func (x *exchange) free() {
 	if cap(block) > keptBlock {
 		block = nil
 	}
-	*x = exchange{turn: x.turn, timer: x.timer, env: environ{block: block, seen: x.env.seen}}
+	select {
+	case <-x.turn:
+	default:
+	}
+	*x = exchange{link: x.link, turn: x.turn, timer: x.timer, env: environ{block: block, seen: x.env.seen}}
 	exchanges.Put(x)
 }

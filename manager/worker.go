@@ -41,6 +41,16 @@ var workerMoves = [...][]workerState{
 type slot struct {
 	*protocol.Slot
 	w *worker
+
+	settling sync.Mutex  // held while behind is sent, or taken back; locked before pool.mu
+	behind   *exchange   // is served next: sent behind the one that holds the slot. Under pool.mu, as
+	link     link[*slot] // its place in pool.open is
+}
+
+func newSlot(w *worker, i int) *slot {
+	s := &slot{Slot: protocol.NewSlot(i, w.proc.page), w: w}
+	s.link.of = s
+	return s
 }
 
 // A worker is one process of a pool, from its launch until it is reaped.
@@ -154,7 +164,7 @@ func (w *worker) start(ctx context.Context) error {
 	greeted := make(chan error, proc.slots)
 	deadline := began.Add(cfg.StartTimeout)
 	for i := range proc.slots {
-		w.slots = append(w.slots, &slot{Slot: protocol.NewSlot(i, proc.page), w: w})
+		w.slots = append(w.slots, newSlot(w, i))
 	}
 	for _, s := range w.slots {
 		w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
@@ -189,7 +199,7 @@ func (w *worker) connect(s *slot, deadline time.Time) error {
 		w.gen.pool.discard(s)
 		return err
 	}
-	w.gen.pool.offer(s, false)
+	w.gen.pool.offer(s, unanswered)
 	return nil
 }
 

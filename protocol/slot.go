@@ -116,10 +116,15 @@ type Answer struct {
 	Last   bool   // the answer is complete
 	Cut    bool   // the answer has ended without being complete
 	Failed bool   // the application failed
+
+	// The worker has not begun the exchange, because it was withdrawn, and
+	// will not. Nothing else is set.
+	Withdrawn bool
 }
 
 // A Slot is the supervisor's end of one slot of a worker. One goroutine at a
-// time uses it, save Abort and Lose, which any may call.
+// time uses it, save Abort and Lose, which any may call, and what is said of
+// the second exchange: SendBehind, Open and Withdraw.
 type Slot struct {
 	index  int
 	page   *Page
@@ -146,12 +151,23 @@ type Slot struct {
 
 	rest     int // of the current frame's content, still to come
 	restLast bool
+
+	// The second exchange.
+	whole      bool          // the first is all in its frame
+	open       atomic.Bool   // that frame is written, and nothing behind it
+	behind     atomic.Uint64 // number of what was sent behind it; 0: nothing
+	asked      atomic.Uint64 // number that Withdraw was called for last
+	stale      uint64        // number of what was withdrawn, and whose WITHDRAWN is still to come; 0: nothing
+	left       []byte        // what has come behind an answer
+	sendSecond func(uintptr) // s.writeSecond, made once
+	second     [2][]byte     // what it writes, and
+	secondN    int           // how much it has written
 }
 
 // NewSlot makes slot index of a worker, closed, whose page is page.
 func NewSlot(index int, page *Page) *Slot {
 	s := &Slot{index: index, page: page}
-	s.ready = s.transfer
+	s.ready, s.sendSecond = s.transfer, s.writeSecond
 	return s
 }
 
@@ -187,6 +203,9 @@ func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
 	s.aborted.Store(false)
 	s.gate.Unlock()
 	s.rest, s.out, s.body = 0, nil, nil
+	s.open.Store(false)
+	s.behind.Store(0)
+	s.stale, s.left = 0, s.left[:0]
 
 	var b [HeaderLen]byte
 	nc.SetDeadline(deadline)
@@ -216,17 +235,91 @@ func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
 // says that it is all. Receive, or Flush, writes them; they must not change
 // until one of the two has returned.
 func (s *Slot) Send(head, body []byte, last bool, number uint64) {
-	h := Header{Type: Request, Aux: uint16(s.index), Length: uint32(len(head) - HeaderLen + len(body))}
+	s.putRequest(head, len(body), last, number)
+	s.open.Store(false)
+	if behind := s.behind.Swap(0); behind != 0 {
+		s.stale = behind // else it would have been for Advance
+	}
+	s.number, s.whole = number, last
+	s.out, s.body = head, body
+	s.aborted.Store(false) // one that came too late for the last exchange is not meant for this one
+	s.move(SlotSent)
+}
+
+// MaxBehind is the longest frame that SendBehind takes, in bytes: what the
+// kernel takes whole or not at all.
+const MaxBehind = 16 << 10
+
+// Open reports whether SendBehind may send: the slot holds an exchange that was
+// sent with all of its body, and there is nothing behind it. Any goroutine may call it.
+func (s *Slot) Open() bool { return s.open.Load() }
+
+// SendBehind sends an exchange behind the one that the slot holds, beside
+// Receive in another goroutine (PROTOCOL.md section 5.4). head and body are as for
+// Send, all of the request and MaxBehind bytes at most. It does not wait; it
+// reports false when it has sent nothing. Of what was sent, the slot is
+// told by Advance that it holds it now, or by Withdraw that it is taken back.
+func (s *Slot) SendBehind(head, body []byte, number uint64) bool {
+	if len(head)+len(body) > MaxBehind || !s.open.CompareAndSwap(true, false) {
+		return false
+	}
+	s.putRequest(head, len(body), true, number)
+	s.behind.Store(number) // before its answer can come
+	s.second, s.secondN = [2][]byte{head, body}, 0
+	err := s.raw.Control(s.sendSecond)
+	s.second = [2][]byte{}
+	switch {
+	case err == nil && s.secondN == len(head)+len(body):
+		return true
+	case s.secondN > 0:
+		s.Lose() // half a frame, which Linux does not write: nothing can follow it
+	}
+	s.behind.Store(0)
+	return false
+}
+
+func (s *Slot) writeSecond(fd uintptr) {
+	if len(s.second[1]) == 0 {
+		s.secondN, _ = write(fd, s.second[0])
+	} else {
+		s.secondN, _ = writev(fd, []iovec{iov(s.second[0]), iov(s.second[1])})
+	}
+}
+
+// Advance has a greeted slot hold the exchange that was sent behind the last
+// one. Receive brings its answer.
+func (s *Slot) Advance() {
+	s.number, s.whole = s.behind.Swap(0), true
+	s.open.Store(true)
+	s.aborted.Store(false)
+	s.move(SlotSent)
+}
+
+// Withdraw takes an exchange back that was sent behind another. True: the worker
+// will not begin it, and the slot may be used as if it had not been sent. False:
+// the worker has begun it, and so was done with the one before; or it
+// is just finding out that it must not, which Answer.Withdrawn tells then. It takes
+// milliseconds.
+func (s *Slot) Withdraw(number uint64) bool {
+	s.asked.Store(number)
+	return s.page.Withdraw(s.index, number)
+}
+
+// Resume undoes Abort, for who must read an answer to its end after all.
+func (s *Slot) Resume(deadline time.Time) {
+	s.aborted.Store(false)
+	s.SetDeadline(deadline)
+}
+
+// putRequest writes what stands before the environ.
+func (s *Slot) putRequest(head []byte, body int, last bool, number uint64) {
+	h := Header{Type: Request, Aux: uint16(s.index), Length: uint32(len(head) - HeaderLen + body)}
 	if last {
 		h.Flags = FlagLast
 	}
 	PutHeader(head, h)
 	binary.LittleEndian.PutUint64(head[HeaderLen:], number)
 	binary.LittleEndian.PutUint32(head[HeaderLen+8:], uint32(len(head)-RequestHead))
-	s.number = number
-	s.out, s.body = head, body
-	s.aborted.Store(false) // one that came too late for the last exchange is not meant for this one
-	s.move(SlotSent)
 }
 
 // RequestHead is the room that Send needs at the beginning of a head.
@@ -332,7 +425,11 @@ func (s *Slot) writeRequest(fd uintptr) (full bool) {
 		s.err = errno
 	}
 	s.got = 0
-	return len(s.out) > 0 || len(s.body) > 0
+	if len(s.out) > 0 || len(s.body) > 0 || s.err != nil {
+		return true
+	}
+	s.open.Store(s.whole && s.stale == 0)
+	return false
 }
 
 // fill reads more into in, or into parts, after writing what is still to be
@@ -380,8 +477,8 @@ func (s *Slot) ended(err error) error {
 }
 
 // Receive waits for the next part of the answer and has f frame it. With an
-// error the slot is to be abandoned or closed. When the Answer is Last or Cut,
-// the slot is greeted again.
+// error the slot is to be abandoned or closed. When the Answer is Last, Cut or
+// Withdrawn, the slot is greeted again.
 func (s *Slot) Receive(b *Buffer, f Framer) (Answer, error) {
 	if s.rest > maxPiece {
 		return s.receiveLarge(b, f)
@@ -393,26 +490,43 @@ func (s *Slot) Receive(b *Buffer, f Framer) (Answer, error) {
 		if s.rest > 0 {
 			b.have = HeaderLen // room for a head of its own
 		}
-		n, err := s.fill(b.b[b.have:firstRead])
-		if err != nil {
-			return a, err
+		if len(s.left) > 0 {
+			b.have += copy(b.b[b.have:], s.left)
+			s.left = s.left[:0]
+			if cap(s.left) > MaxBehind {
+				s.left = nil
+			}
+		} else {
+			n, err := s.fill(b.b[b.have:firstRead])
+			if err != nil {
+				return a, err
+			}
+			b.have += n
 		}
-		b.have += n
 		if err := s.parse(b, f, &a); err != nil {
 			return a, err
 		}
-		if a.Last || a.Cut {
-			if b.from < b.have {
-				return a, fmt.Errorf("%w: %d bytes behind the end of an answer", ErrProtocol, b.have-b.from)
+		if a.ended() {
+			if len(s.left) > 0 && s.behind.Load() == 0 {
+				return a, fmt.Errorf("%w: %d bytes behind the end of an answer", ErrProtocol, len(s.left))
 			}
 			b.from, b.have = 0, 0
-			s.move(SlotGreeted)
+			s.answered()
 			return a, nil
 		}
 		if len(a.Bytes) > 0 {
 			return a, nil
 		}
 	}
+}
+
+func (a *Answer) ended() bool { return a.Last || a.Cut || a.Withdrawn }
+
+// answered ends the exchange. What nobody has sent behind it by now would stand
+// before the next.
+func (s *Slot) answered() {
+	s.open.Store(false)
+	s.move(SlotGreeted)
 }
 
 // receiveLarge reads content of the current frame, and nothing behind it, in
@@ -444,7 +558,7 @@ func (s *Slot) receiveLarge(b *Buffer, f Framer) (Answer, error) {
 	}
 	a.Bytes = buf[: end : end+tailRoom]
 	if a.Last {
-		s.move(SlotGreeted)
+		s.answered()
 	}
 	return a, nil
 }
@@ -458,13 +572,30 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 		p += s.content(b, p, p-HeaderLen, f, a)
 		end = p
 	}
-	for !a.Last && !a.Cut && s.rest == 0 && b.have-p >= HeaderLen {
+	for !a.ended() && s.rest == 0 && b.have-p >= HeaderLen {
 		h, err := ParseHeader(b.b[p:])
 		if err != nil {
 			return err
 		}
 		answering := s.state == SlotAnswering
 		switch {
+		case h.Type == Withdrawn && !answering:
+			if b.have-p < HeaderLen+int(h.Length) {
+				b.from = p
+				return nil
+			}
+			switch n := binary.LittleEndian.Uint64(b.b[p+HeaderLen:]); {
+			case n == s.stale && n != 0:
+				s.stale = 0
+				s.open.Store(s.whole && len(s.out) == 0)
+			case n == s.number && n == s.asked.Load():
+				a.Withdrawn = true
+			default:
+				return fmt.Errorf("%w: WITHDRAWN for exchange %d, which was not withdrawn", ErrProtocol, n)
+			}
+			p += HeaderLen + int(h.Length)
+		case s.stale != 0:
+			return fmt.Errorf("%w: %v before the WITHDRAWN of exchange %d", ErrProtocol, h.Type, s.stale)
 		case h.Type == Response && !answering:
 			if b.have-p < HeaderLen+ResponseFixed {
 				b.from = p
@@ -511,6 +642,10 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 		}
 	}
 	b.from = p
+	if a.ended() && p < b.have { // of the exchange behind
+		s.left = append(s.left[:0], b.b[p:b.have]...)
+		b.have = p
+	}
 	if end > 0 {
 		// Behind the piece is room to append to, unless something stands there.
 		room := end

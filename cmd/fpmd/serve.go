@@ -64,6 +64,10 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return fmt.Errorf("open the log: %w", err)
 	}
 	defer logs.Close()
+	batch, err := yieldToWorkers()
+	if err != nil {
+		log.Warn("not under SCHED_BATCH", "cause", err, "effect", "more work an exchange under load")
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := manager.AdoptOrphans(ctx); err != nil {
@@ -75,7 +79,8 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	}
 	m, err := manager.New(cfg, manager.Options{
 		Logger: log, Logs: logs,
-		WSGI: &manager.HostRecipe{Archive: archive, Command: python.Command},
+		WSGI:  &manager.HostRecipe{Archive: archive, Command: python.Command},
+		Batch: batch,
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,312 @@
+package manager
+
+import (
+	"time"
+
+	"fpmd/protocol"
+)
+
+// A place is where an exchange stands in its pool between its arrival and its
+// answer. It changes under pool.mu, and the exchange is told.
+type place uint8
+
+const (
+	nowhere place = iota
+	queued        // in pool.queue
+	second        // sent, or about to be, behind the exchange that holds a slot
+	holding       // holds a slot
+	refused       // it gets no slot; exchange.verdict says why
+)
+
+const (
+	// quick is the run time of a pool's recent exchanges below which a second
+	// one is sent behind a first: it waits for that one, and no worker sleeps
+	// between the two.
+	quick = time.Millisecond
+	// patience is how long a second exchange waits for the first.
+	patience = 10 * time.Millisecond
+	// recentShare is the inverse of how much one exchange counts in pool.recent.
+	recentShare = 8
+)
+
+// acquire takes a slot for x, which waits in the queue where none is free. It
+// reports ok with x.slot set, or why there is none.
+func (p *pool) acquire(x *exchange) outcome {
+	p.mu.Lock()
+	if p.stopped {
+		p.mu.Unlock()
+		return stopping
+	}
+	if n := len(p.idle); n > 0 {
+		p.holdLocked(x, p.takeIdleLocked())
+		p.mu.Unlock()
+		return ok
+	}
+	if p.queue.n >= p.config().QueueSize {
+		p.mu.Unlock()
+		return queueFull
+	}
+	if p.backoff.failing() && p.noneReadyLocked() {
+		p.mu.Unlock()
+		return bootFailed
+	}
+	x.place = queued
+	p.queue.pushBack(&x.link)
+	p.sendSecondsLocked()
+	wait := p.config().QueueTimeout
+	p.mu.Unlock()
+	return p.wait(x, time.Now().Add(wait))
+}
+
+// wait waits until x holds a slot, its client has left, or until end.
+func (p *pool) wait(x *exchange, end time.Time) outcome {
+	x.timer.Reset(time.Until(end))
+	defer x.timer.Stop()
+	gone := x.req.Gone()
+	why := ok // the reason to wait no longer
+	for {
+		rang := false
+		select {
+		case <-x.turn:
+		case <-gone:
+			gone, why = nil, clientGone
+		case <-x.timer.C:
+			rang = true
+			if why == ok && !time.Now().Before(end) {
+				why = queueTimeout
+			}
+		}
+		for again := true; again; {
+			again = false
+			p.mu.Lock()
+			at, s := x.place, x.slot
+			if at == queued && why != ok {
+				p.queue.remove(&x.link)
+				if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
+					why = bootFailed
+				}
+				x.place = nowhere
+			}
+			p.mu.Unlock()
+			switch at {
+			case queued:
+				if why != ok {
+					return why
+				}
+				x.timer.Reset(time.Until(end)) // it was taken back
+			case second:
+				if rang || why != ok {
+					rang = false
+					again = p.takeBack(s, x) // if not, its turn is about to come
+				} else if p.follow(x, s) {
+					x.timer.Reset(patience)
+				}
+			case holding:
+				if why == clientGone && !x.early {
+					p.offer(x.slot, unanswered)
+					x.slot = nil
+					return clientGone
+				}
+				return ok // also when the client has left: the slot has to be given up
+			case refused:
+				return x.verdict
+			}
+		}
+	}
+}
+
+// takeIdleLocked takes the slot that was used last.
+func (p *pool) takeIdleLocked() *slot {
+	n := len(p.idle) - 1
+	s := p.idle[n]
+	p.idle[n] = nil
+	p.idle = p.idle[:n]
+	s.w.taken++
+	s.w.moveLocked(busy)
+	return s
+}
+
+// holdLocked has x hold s, which is taken.
+func (p *pool) holdLocked(x *exchange, s *slot) {
+	x.place, x.slot = holding, s
+	if x.all {
+		p.open.pushBack(&s.link)
+	}
+}
+
+// tellLocked has x look where it stands now.
+func (x *exchange) tellLocked() {
+	select {
+	case x.turn <- struct{}{}:
+	default: // it has not looked yet
+	}
+}
+
+// requeueLocked puts x, which was taken back, where it is first.
+func (p *pool) requeueLocked(x *exchange) {
+	x.slot, x.early = nil, false
+	switch {
+	case p.stopped:
+		x.place, x.verdict = refused, stopping
+	case len(p.idle) > 0:
+		p.holdLocked(x, p.takeIdleLocked())
+	default:
+		x.place = queued
+		p.queue.pushFront(&x.link)
+	}
+	x.tellLocked()
+}
+
+// sendSecondsLocked places who waits longest behind exchanges that hold slots, where
+// the pool's exchanges are quick: every slot is taken, or nobody would wait.
+func (p *pool) sendSecondsLocked() {
+	if p.recent >= quick {
+		return
+	}
+	for range min(p.open.n, 4) { // more are not worth the search
+		if p.queue.n == 0 || p.queue.first.of.size() > protocol.MaxBehind || !p.queue.first.of.all {
+			return
+		}
+		s, _ := p.open.pop()
+		if s.w.state != busy || s.w.gen != p.gen {
+			continue
+		}
+		if !s.Open() {
+			p.open.pushBack(&s.link)
+			continue
+		}
+		x, _ := p.queue.pop()
+		s.behind = x
+		x.place, x.slot = second, s
+		x.tellLocked()
+	}
+}
+
+// follow sends x behind the exchange that holds s, and reports whether that is
+// where x stands.
+func (p *pool) follow(x *exchange, s *slot) bool {
+	s.settling.Lock()
+	defer s.settling.Unlock()
+	p.mu.Lock()
+	there := s.behind == x
+	p.mu.Unlock()
+	if there && !x.early {
+		x.number = p.numbers.Add(1)
+		x.early = s.SendBehind(x.env.block, x.body, x.number)
+	}
+	return there
+}
+
+// takeBack puts who was sent behind the exchange that holds s back into the
+// queue, and has nobody follow. It reports false when the worker has begun that
+// one, and so was done with the one before. The holder calls it with nil; who
+// was sent behind, with himself.
+func (p *pool) takeBack(s *slot, self *exchange) bool {
+	s.settling.Lock()
+	defer s.settling.Unlock()
+	p.mu.Lock()
+	x := s.behind
+	if self == nil {
+		p.open.remove(&s.link)
+	}
+	p.mu.Unlock()
+	if x == nil || self != nil && self != x {
+		return true
+	}
+	if x.early && !s.Withdraw(x.number) {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.behind == x {
+		s.behind = nil
+		p.requeueLocked(x)
+	} else {
+		x.early = false // x has called, holds the slot by now, and sends anew
+	}
+	return true
+}
+
+// refuseSecond ends the waiting of who was sent behind an exchange whose slot is
+// lost, and was begun.
+func (p *pool) refuseSecond(s *slot, o outcome, cause string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x := s.behind; x != nil {
+		s.behind = nil
+		x.slot, x.early = nil, false
+		x.worker = s.w.id
+		x.place, x.verdict, x.cause = refused, o, cause
+		x.tellLocked()
+	}
+}
+
+// What offer is told of an exchange that says nothing about the next one's
+// run time.
+const (
+	unanswered time.Duration = -1 // there was none, or no answer
+	unmeasured time.Duration = -2 // it took as long as its client did
+)
+
+// offer gives a slot back that was taken and is greeted now; ran says how long
+// the exchange took that it has just answered. It reports whether somebody has it already.
+func (p *pool) offer(s *slot, ran time.Duration) (waited bool) {
+	w := s.w
+	p.mu.Lock()
+	if ran != unanswered {
+		w.served++
+	}
+	if ran >= 0 {
+		p.recent += (min(ran, patience) - p.recent) / recentShare
+	}
+	p.open.remove(&s.link)
+	if x := s.behind; x != nil {
+		s.behind = nil
+		p.holdLocked(x, s)
+		x.tellLocked()
+		p.sendSecondsLocked()
+		p.mu.Unlock()
+		return true
+	}
+	w.taken--
+	switch {
+	case w.state == draining || w.state == gone:
+		w.drainedLocked()
+		p.mu.Unlock()
+		s.Close()
+		return false
+	case p.gen != w.gen: // its turn has not come, or is over and w about to leave
+		w.spare = append(w.spare, s)
+		w.standLocked()
+	default:
+		w.standLocked()
+		waited = p.giveLocked(s)
+		p.readyLocked()
+	}
+	p.mu.Unlock()
+	return waited
+}
+
+// giveLocked puts a free slot to use: for who has waited longest, or for who
+// comes next. It reports whether somebody had waited. mu is held.
+func (p *pool) giveLocked(s *slot) (waited bool) {
+	x, waited := p.queue.pop()
+	if !waited {
+		p.idle = append(p.idle, s)
+		return false
+	}
+	s.w.taken++
+	s.w.moveLocked(busy)
+	p.holdLocked(x, s)
+	x.tellLocked()
+	return true
+}
+
+// discard takes note that a slot is closed and does not come back.
+func (p *pool) discard(s *slot) {
+	s.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.w.taken--
+	s.w.drainedLocked()
+}
