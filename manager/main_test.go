@@ -20,6 +20,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "echo worker":
 		os.Exit(echoWorker())
+	case "exchange worker":
+		os.Exit(exchangeWorker())
 	case "supervisor":
 		os.Exit(testSupervisor())
 	default:

@@ -23,6 +23,7 @@ type pool struct {
 	access    *accessLog // nil: off
 	numbers   atomic.Uint64
 	backoff   backoff
+	patience  time.Duration              // of a second exchange
 	cfg       atomic.Pointer[PoolConfig] // of the serving generation; stored under mu
 
 	// mu guards the states of workers and what follows. No I/O and no wait
@@ -48,7 +49,8 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		name: cfg.Name, mgr: m,
 		log:       m.log.With("pool", cfg.Name),
 		workers:   make(map[*worker]struct{}),
-		recent:    patience, // not known to be less
+		recent:    secondWait, // not known to be less
+		patience:  secondWait,
 		readyOnce: make(chan struct{}),
 	}
 	p.cfg.Store(cfg)

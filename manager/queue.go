@@ -23,8 +23,8 @@ const (
 	// one is sent behind a first: it waits for that one, and no worker sleeps
 	// between the two.
 	quick = time.Millisecond
-	// patience is how long a second exchange waits for the first.
-	patience = 10 * time.Millisecond
+	// secondWait is how long a second exchange waits for the first.
+	secondWait = 10 * time.Millisecond
 	// recentShare is the inverse of how much one exchange counts in pool.recent.
 	recentShare = 8
 )
@@ -99,7 +99,7 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 					rang = false
 					again = p.takeBack(s, x) // if not, its turn is about to come
 				} else if p.follow(x, s) {
-					x.timer.Reset(patience)
+					x.timer.Reset(p.patience)
 				}
 			case holding:
 				if why == clientGone && !x.early {
@@ -257,7 +257,7 @@ func (p *pool) offer(s *slot, ran time.Duration) (waited bool) {
 		w.served++
 	}
 	if ran >= 0 {
-		p.recent += (min(ran, patience) - p.recent) / recentShare
+		p.recent += (min(ran, secondWait) - p.recent) / recentShare
 	}
 	p.open.remove(&s.link)
 	if x := s.behind; x != nil {

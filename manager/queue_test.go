@@ -1,0 +1,359 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fpmd/fcgi"
+	"fpmd/protocol"
+)
+
+// exchangeWorker is a worker whose application does what the query says:
+// "wait=NAME" leaves a file NAME.begun in its folder and waits until there is
+// one NAME; "size=N" answers so many bytes. It answers its own query first.
+func exchangeWorker() int {
+	start, err := protocol.Started()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	w := &protocol.Worker{Listener: start.Listener, Page: start.Page, Slots: start.Threads, Handle: func(x *protocol.Exchange) error {
+		env, err := protocol.ParseEnviron(x.Environ())
+		if err != nil {
+			return err
+		}
+		size := 0
+		for _, do := range strings.Split(env["QUERY_STRING"], "&") {
+			switch key, value, _ := strings.Cut(do, "="); key {
+			case "wait":
+				if err := os.WriteFile(value+".begun", nil, 0o644); err != nil {
+					return err
+				}
+				for exists(value) != nil {
+					time.Sleep(time.Millisecond)
+				}
+			case "size":
+				fmt.Sscan(value, &size)
+			}
+		}
+		if err := x.Respond(200, []byte("Status: 200 OK\r\nContent-Type: text/plain\r\n\r\n"), false); err != nil {
+			return err
+		}
+		body := env["QUERY_STRING"]
+		return x.End([]byte(body + strings.Repeat(".", max(0, size-len(body)))))
+	}}
+	if err := start.Ready(start.Threads); err != nil {
+		return 1
+	}
+	_ = w.Serve()
+	return 0
+}
+
+func exists(name string) error {
+	_, err := os.Stat(name)
+	return err
+}
+
+// A site is a pool of exchangeWorkers, and a client that asks it.
+type site struct {
+	*pool
+	t      *testing.T
+	dir    string
+	client fcgi.Client
+}
+
+// newSite starts a pool whose seconds wait as long as patience says.
+func newSite(t *testing.T, workers int, patience time.Duration) *site {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "fpmd.toml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, `
+[supervisor]
+runtime_dir = %q
+[pool.app]
+listen = %q
+command = ["env", %q, %q]
+directory = %q
+user = %q
+allow_root = true
+threads = 1
+workers = %d
+`, filepath.Join(dir, "run"), filepath.Join(dir, "sock"), testAs+"=exchange worker", os.Args[0], dir, me(t), workers), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := Load(file, LoadOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := New(cfg, Options{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.pools[0]
+	p.patience = patience
+	p.recent = 0
+	m.Start()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		m.Stop(ctx)
+	})
+	<-m.Ready()
+	s := &site{pool: p, t: t, dir: dir, client: fcgi.Client{Network: "unix", Address: filepath.Join(dir, "sock")}}
+	await(t, "all workers", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.idle) == workers })
+	return s
+}
+
+func me(t *testing.T) string {
+	if os.Geteuid() == 0 {
+		return "root"
+	}
+	t.Helper()
+	name := os.Getenv("USER")
+	if name == "" {
+		t.Fatal("USER is not set")
+	}
+	return name
+}
+
+// An asking is a request under way.
+type asking struct {
+	leave  context.CancelFunc
+	answer chan string // "STATUS BODY", or an error
+}
+
+// ask sends a request. Its client reads the answer once read is closed; nil: at once.
+func (s *site) ask(query string, read <-chan struct{}) asking {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	a := asking{cancel, make(chan string, 1)}
+	go func() { // ends with the answer, or with ctx
+		defer cancel()
+		resp, err := s.client.Do(ctx, &fcgi.ClientRequest{Params: []fcgi.Param{
+			{Name: "REQUEST_METHOD", Value: "GET"}, {Name: "REQUEST_URI", Value: "/?" + query}, {Name: "DOCUMENT_URI", Value: "/"},
+			{Name: "QUERY_STRING", Value: query}, {Name: "SERVER_PROTOCOL", Value: "HTTP/1.1"}, {Name: "SERVER_NAME", Value: "x"}, {Name: "SERVER_PORT", Value: "80"},
+		}})
+		if err != nil {
+			a.answer <- err.Error()
+			return
+		}
+		if read != nil {
+			select {
+			case <-read:
+			case <-ctx.Done():
+			}
+		}
+		b, err := io.ReadAll(resp.Stdout)
+		if err := errors.Join(err, resp.Stdout.Close()); err != nil {
+			a.answer <- err.Error()
+			return
+		}
+		head, body, _ := strings.Cut(string(b), "\r\n\r\n")
+		a.answer <- strings.Fields(head)[1] + " " + body
+	}()
+	return a
+}
+
+// want waits for an answer that begins so.
+func (a asking) want(t *testing.T, start string) string {
+	t.Helper()
+	got := <-a.answer
+	if !strings.HasPrefix(got, start) {
+		t.Errorf("answer %.80q, want %q", got, start)
+	}
+	return got
+}
+
+func (s *site) awaitBegun(name string) {
+	s.t.Helper()
+	await(s.t, name+" begun", func() bool { return exists(filepath.Join(s.dir, name+".begun")) == nil })
+}
+
+func (s *site) release(name string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), nil, 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// awaitSecond waits until a second was sent, and returns the slot.
+func (s *site) awaitSecond() (there *slot) {
+	s.t.Helper()
+	await(s.t, "a second sent", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for w := range s.workers {
+			for _, sl := range w.slots {
+				if sl.behind != nil && !sl.Open() {
+					there = sl
+				}
+			}
+		}
+		return there != nil
+	})
+	there.settling.Lock() // its sender is done when he gives this back
+	defer there.settling.Unlock()
+	return there
+}
+
+// holdBegun has B begun behind A, A's answer of size bytes still unread, and
+// A's goroutine held up until letGo.
+func (s *site) holdBegun(size int, read <-chan struct{}) (a, b asking, letGo func()) {
+	s.t.Helper()
+	a = s.ask(fmt.Sprintf("wait=a&size=%d", size), read)
+	s.awaitBegun("a")
+	b = s.ask("wait=b", nil)
+	sl := s.awaitSecond()
+	sl.settling.Lock()
+	s.release("a")
+	s.awaitBegun("b")
+	return a, b, sl.settling.Unlock
+}
+
+// The one who waits longest is sent behind the one that is served; each gets
+// its own answer, in turn.
+func TestSecondInTurn(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("wait=b", nil)
+	s.awaitSecond()
+	c := s.ask("c", nil)
+	s.release("a")
+	a.want(t, "200 wait=a")
+	s.awaitBegun("b")
+	s.release("b")
+	b.want(t, "200 wait=b")
+	c.want(t, "200 c")
+}
+
+// Nobody is sent behind another where the pool is slow.
+func TestNoSecondInSlowPool(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	s.mu.Lock()
+	s.recent = quick
+	s.mu.Unlock()
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("b", nil)
+	await(t, "b queued", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.queue.n == 1 })
+	s.release("a")
+	a.want(t, "200 wait=a")
+	b.want(t, "200 b")
+}
+
+// A second whose first takes long is taken back, another worker answers it, and
+// the slot where it was goes on serving.
+func TestSecondTakenBack(t *testing.T) {
+	s := newSite(t, 2, secondWait)
+	a, b := s.ask("wait=a", nil), s.ask("wait=b", nil)
+	s.awaitBegun("a")
+	s.awaitBegun("b")
+	c := s.ask("c", nil)
+	await(t, "c queued", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.queue.n == 1 })
+	s.release("b")
+	b.want(t, "200 wait=b")
+	c.want(t, "200 c") // while a is not done
+	s.release("a")
+	a.want(t, "200 wait=a")
+	for i := range 10 {
+		a, b := s.ask(fmt.Sprint("a", i), nil), s.ask(fmt.Sprint("b", i), nil)
+		a.want(t, fmt.Sprint("200 a", i))
+		b.want(t, fmt.Sprint("200 b", i))
+	}
+}
+
+// A second whose client leaves is not begun.
+func TestSecondLeaves(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("wait=b", nil)
+	sl := s.awaitSecond()
+	b.leave()
+	await(t, "b gone", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return sl.behind == nil })
+	s.release("a")
+	a.want(t, "200 wait=a")
+	s.ask("c", nil).want(t, "200 c")
+	if exists(filepath.Join(s.dir, "b.begun")) == nil {
+		t.Error("b was begun, though its client had left")
+	}
+}
+
+// A first whose client leaves does not take the second with it.
+func TestFirstLeaves(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("b", nil)
+	s.awaitSecond()
+	a.leave()
+	await(t, "b queued", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.queue.n == 1 })
+	s.release("a")
+	b.want(t, "200 b")
+}
+
+// Nor when the second was begun by then.
+func TestFirstLeavesLate(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a, b, letGo := s.holdBegun(150<<10, nil)
+	a.leave()
+	<-a.answer
+	letGo()
+	s.release("b")
+	b.want(t, "200 wait=b")
+}
+
+// A client that does not read its answer does not hold up the one behind.
+func TestFirstUnread(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	read := make(chan struct{})
+	a, b, letGo := s.holdBegun(150<<10, read)
+	letGo()
+	s.release("b")
+	b.want(t, "200 wait=b")
+	close(read)
+	if got := a.want(t, "200 wait=a"); len(got) != len("200 ")+150<<10 {
+		t.Errorf("answer of %d bytes", len(got))
+	}
+}
+
+// killWorkers ends every worker of the pool.
+func (s *site) killWorkers() {
+	for _, w := range s.workersOf(nil) {
+		_ = unix.Kill(w.proc.pid, unix.SIGKILL)
+	}
+}
+
+// A second that was not begun when its worker died is answered by another
+// one; the first fails.
+func TestWorkerDiesBeforeSecond(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("b", nil)
+	s.awaitSecond()
+	s.killWorkers()
+	a.want(t, "502 ")
+	b.want(t, "200 b")
+}
+
+// A second that was begun when its worker died fails: it may have done its work.
+func TestWorkerDiesInSecond(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a, b, letGo := s.holdBegun(150<<10, nil)
+	s.killWorkers()
+	letGo()
+	a.want(t, "200 wait=a")
+	b.want(t, "502 ")
+	s.ask("c", nil).want(t, "200 c")
+}
