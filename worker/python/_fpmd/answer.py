@@ -138,7 +138,16 @@ class Answer:
                 self.completed = perf_counter()
                 self._response(block, b"", 0 if self.hold else FLAG_LAST)
                 return
-            self.left = self.length
+            length = self.length
+            size = len(data)
+            if length == size < _COPIED and not self.hold:  # most answers: one block, whose length is known
+                self.completed = perf_counter()
+                self.left = 0
+                self.started = self.ended = True
+                self.connection.send(
+                    RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + len(block) + size, len(block)) + block + data)
+                return
+            self.left = length
             data, flags = self._bounded(data)
             self._response(block, data, flags)
             return
