@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"fpmd/fcgi"
+	"fpmd/protocol"
 )
 
 // A pool is one application: its listeners, its queue, and its workers.
@@ -24,6 +25,7 @@ type pool struct {
 	numbers   atomic.Uint64
 	backoff   backoff
 	patience  time.Duration              // of a second exchange
+	seconds   bool                       // the kernel has what it takes to send some
 	cfg       atomic.Pointer[PoolConfig] // of the serving generation; stored under mu
 
 	// mu guards the states of workers and what follows. No I/O and no wait
@@ -35,6 +37,7 @@ type pool struct {
 	queue   list[*exchange]
 	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent  time.Duration // an exchange's run time, of the recent ones
+	plain   int           // answers in succession that came in one piece
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error
@@ -51,6 +54,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		workers:   make(map[*worker]struct{}),
 		recent:    secondWait, // not known to be less
 		patience:  secondWait,
+		seconds:   protocol.CanWithdraw(),
 		readyOnce: make(chan struct{}),
 	}
 	p.cfg.Store(cfg)

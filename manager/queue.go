@@ -23,6 +23,9 @@ const (
 	// one is sent behind a first: it waits for that one, and no worker sleeps
 	// between the two.
 	quick = time.Millisecond
+	// manyPlain is how many answers in succession must have come in one
+	// piece. Behind one that does not, a second has to be taken back.
+	manyPlain = 64
 	// secondWait is how long a second exchange waits for the first.
 	secondWait = 10 * time.Millisecond
 	// recentShare is the inverse of how much one exchange counts in pool.recent.
@@ -42,20 +45,24 @@ func (p *pool) acquire(x *exchange) outcome {
 		p.mu.Unlock()
 		return ok
 	}
-	if p.queue.n >= p.config().QueueSize {
-		p.mu.Unlock()
-		return queueFull
-	}
 	if p.backoff.failing() && p.noneReadyLocked() {
 		p.mu.Unlock()
 		return bootFailed
 	}
+	if x.bounced {
+		p.queue.pushFront(&x.link) // it has waited, and its time runs on
+	} else {
+		if p.queue.n >= p.config().QueueSize {
+			p.mu.Unlock()
+			return queueFull
+		}
+		x.waitEnd = time.Now().Add(p.config().QueueTimeout)
+		p.queue.pushBack(&x.link)
+	}
 	x.place = queued
-	p.queue.pushBack(&x.link)
 	p.sendSecondsLocked()
-	wait := p.config().QueueTimeout
 	p.mu.Unlock()
-	return p.wait(x, time.Now().Add(wait))
+	return p.wait(x, x.waitEnd)
 }
 
 // wait waits until x holds a slot, its client has left, or until end.
@@ -160,11 +167,14 @@ func (p *pool) requeueLocked(x *exchange) {
 // sendSecondsLocked places who waits longest behind exchanges that hold slots, where
 // the pool's exchanges are quick: every slot is taken, or nobody would wait.
 func (p *pool) sendSecondsLocked() {
-	if p.recent >= quick {
+	if p.recent >= quick || p.plain < manyPlain || !p.seconds {
 		return
 	}
 	for range min(p.open.n, 4) { // more are not worth the search
-		if p.queue.n == 0 || p.queue.first.of.size() > protocol.MaxBehind || !p.queue.first.of.all {
+		if p.queue.n == 0 {
+			return
+		}
+		if x := p.queue.first.of; x.size() > protocol.MaxBehind || !x.all || x.bounced {
 			return
 		}
 		s, _ := p.open.pop()
@@ -230,6 +240,8 @@ func (p *pool) takeBack(s *slot, self *exchange) bool {
 // refuseSecond ends the waiting of who was sent behind an exchange whose slot is
 // lost, and was begun.
 func (p *pool) refuseSecond(s *slot, o outcome, cause string) {
+	s.settling.Lock() // who takes himself back is done with the page
+	defer s.settling.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if x := s.behind; x != nil {
@@ -246,6 +258,7 @@ func (p *pool) refuseSecond(s *slot, o outcome, cause string) {
 const (
 	unanswered time.Duration = -1 // there was none, or no answer
 	unmeasured time.Duration = -2 // it took as long as its client did
+	pieces     time.Duration = -3 // its answer came in pieces
 )
 
 // offer gives a slot back that was taken and is greeted now; ran says how long
@@ -256,7 +269,11 @@ func (p *pool) offer(s *slot, ran time.Duration) (waited bool) {
 	if ran != unanswered {
 		w.served++
 	}
+	if ran == pieces {
+		p.plain = 0
+	}
 	if ran >= 0 {
+		p.plain++
 		p.recent += (min(ran, secondWait) - p.recent) / recentShare
 	}
 	p.open.remove(&s.link)

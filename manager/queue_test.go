@@ -20,7 +20,8 @@ import (
 
 // exchangeWorker is a worker whose application does what the query says:
 // "wait=NAME" leaves a file NAME.begun in its folder and waits until there is
-// one NAME; "size=N" answers so many bytes. It answers its own query first.
+// one NAME; "size=N" answers so many bytes; "cut" has the answer end before it
+// is complete; "drop" closes the connection behind it. It answers its own query first.
 func exchangeWorker() int {
 	start, err := protocol.Started()
 	if err != nil {
@@ -32,7 +33,7 @@ func exchangeWorker() int {
 		if err != nil {
 			return err
 		}
-		size := 0
+		size, cut, drop := 0, false, error(nil)
 		for _, do := range strings.Split(env["QUERY_STRING"], "&") {
 			switch key, value, _ := strings.Cut(do, "="); key {
 			case "wait":
@@ -44,13 +45,22 @@ func exchangeWorker() int {
 				}
 			case "size":
 				fmt.Sscan(value, &size)
+			case "cut":
+				cut = true
+			case "drop":
+				drop = errors.New("as it was asked to")
 			}
 		}
 		if err := x.Respond(200, []byte("Status: 200 OK\r\nContent-Type: text/plain\r\n\r\n"), false); err != nil {
 			return err
 		}
 		body := env["QUERY_STRING"]
-		return x.End([]byte(body + strings.Repeat(".", max(0, size-len(body)))))
+		body += strings.Repeat(".", max(0, size-len(body)))
+		if cut {
+			_, err := x.Write([]byte(body))
+			return errors.Join(err, x.Cut(false))
+		}
+		return errors.Join(x.End([]byte(body)), drop)
 	}}
 	if err := start.Ready(start.Threads); err != nil {
 		return 1
@@ -101,7 +111,7 @@ workers = %d
 	}
 	p := m.pools[0]
 	p.patience = patience
-	p.recent = 0
+	p.recent, p.plain = 0, manyPlain
 	m.Start()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -205,11 +215,11 @@ func (s *site) awaitSecond() (there *slot) {
 	return there
 }
 
-// holdBegun has B begun behind A, A's answer of size bytes still unread, and
+// holdBegun has B begun behind A, A's answer of several pieces still unread, and
 // A's goroutine held up until letGo.
-func (s *site) holdBegun(size int, read <-chan struct{}) (a, b asking, letGo func()) {
+func (s *site) holdBegun(more string, read <-chan struct{}) (a, b asking, letGo func()) {
 	s.t.Helper()
-	a = s.ask(fmt.Sprintf("wait=a&size=%d", size), read)
+	a = s.ask("wait=a&size=153600"+more, read)
 	s.awaitBegun("a")
 	b = s.ask("wait=b", nil)
 	sl := s.awaitSecond()
@@ -305,7 +315,7 @@ func TestFirstLeaves(t *testing.T) {
 // Nor when the second was begun by then.
 func TestFirstLeavesLate(t *testing.T) {
 	s := newSite(t, 1, time.Hour)
-	a, b, letGo := s.holdBegun(150<<10, nil)
+	a, b, letGo := s.holdBegun("", nil)
 	a.leave()
 	<-a.answer
 	letGo()
@@ -317,7 +327,7 @@ func TestFirstLeavesLate(t *testing.T) {
 func TestFirstUnread(t *testing.T) {
 	s := newSite(t, 1, time.Hour)
 	read := make(chan struct{})
-	a, b, letGo := s.holdBegun(150<<10, read)
+	a, b, letGo := s.holdBegun("", read)
 	letGo()
 	s.release("b")
 	b.want(t, "200 wait=b")
@@ -325,6 +335,28 @@ func TestFirstUnread(t *testing.T) {
 	if got := a.want(t, "200 wait=a"); len(got) != len("200 ")+150<<10 {
 		t.Errorf("answer of %d bytes", len(got))
 	}
+}
+
+// An answer that is cut ends cut, though another was begun behind it.
+func TestFirstCut(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a, b, letGo := s.holdBegun("&cut", nil)
+	letGo()
+	s.release("b")
+	b.want(t, "200 wait=b")
+	a.want(t, io.ErrUnexpectedEOF.Error())
+}
+
+// A second that is on a connection which its worker closes, but does not read, is answered.
+func TestSecondOnClosedConnection(t *testing.T) {
+	s := newSite(t, 1, time.Hour)
+	a := s.ask("wait=a&drop", nil)
+	s.awaitBegun("a")
+	b := s.ask("b", nil)
+	s.awaitSecond()
+	s.release("a")
+	a.want(t, "200 wait=a")
+	b.want(t, "200 b")
 }
 
 // killWorkers ends every worker of the pool.
@@ -350,7 +382,7 @@ func TestWorkerDiesBeforeSecond(t *testing.T) {
 // A second that was begun when its worker died fails: it may have done its work.
 func TestWorkerDiesInSecond(t *testing.T) {
 	s := newSite(t, 1, time.Hour)
-	a, b, letGo := s.holdBegun(150<<10, nil)
+	a, b, letGo := s.holdBegun("", nil)
 	s.killWorkers()
 	letGo()
 	a.want(t, "200 wait=a")

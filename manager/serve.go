@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -39,6 +40,10 @@ type exchange struct {
 	number uint64 // in the protocol
 	early  bool   // it was sent behind another; under slot.settling until it holds the slot
 	alone  bool   // nobody is behind it, and nobody comes
+	pieces bool   // its answer did not come at once
+
+	bounced bool      // it came back withdrawn: it is not sent behind another again
+	waitEnd time.Time // of its waiting in the queue
 
 	// The queue's, under pool.mu, but for turn and timer, which are the exchange's.
 	place   place
@@ -65,7 +70,7 @@ func (p *pool) serve(r *fcgi.Request) {
 	x := exchanges.Get().(*exchange)
 	x.pool, x.req = p, r
 	o := x.prepare()
-	for sends := 0; o == ok; sends++ {
+	for sends := 0; o == ok; {
 		waiting := time.Now()
 		if o = p.acquire(x); o != ok {
 			x.queuedFor += time.Since(waiting)
@@ -73,13 +78,20 @@ func (p *pool) serve(r *fcgi.Request) {
 		}
 		running := time.Now()
 		x.queuedFor += running.Sub(waiting)
+		bounced := x.bounced
 		var again bool
 		o, again = x.run(running)
 		x.ranFor = time.Since(running)
-		if !again || sends == maxResends {
+		if !again {
 			break
 		}
-		o = ok // it never started: another worker may have it
+		// It never started: another worker may have it.
+		if x.bounced == bounced {
+			if sends++; sends > maxResends {
+				break
+			}
+		}
+		o, x.cause = ok, ""
 	}
 	if !x.sent && o != ok && o != appError && o != clientGone {
 		x.refuse(o)
@@ -108,18 +120,24 @@ func (x *exchange) prepare() outcome {
 func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	s := x.slot
 	cfg := s.w.gen.cfg
-	x.worker = s.w.id
-	if x.early {
+	x.worker, x.alone, x.pieces = s.w.id, !x.all, false
+	early := x.early
+	if early {
 		x.early = false
 		s.Advance()
 	} else {
 		x.number = x.pool.numbers.Add(1)
 		s.Send(x.env.block, x.body, x.all, x.number)
 	}
-	deadline := after(now, cfg.RequestTimeout)
-	s.SetDeadline(deadline)
+	if x.buf == nil {
+		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
+	}
+	s.SetDeadline(after(now, cfg.RequestTimeout))
 	if !x.req.Watch(s) {
 		return x.lost(protocol.ErrAborted, now)
+	}
+	if early {
+		s.Admit()
 	}
 	if !x.all {
 		if err := s.Flush(); err != nil {
@@ -127,20 +145,26 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		}
 		x.pump.Go(func() { x.sendBody(s) }) // not x.slot, which an answer takes away; ends with the body, with CloseBody, or with the slot's connection
 	}
-	if x.buf == nil {
-		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
-	}
-	x.alone = !x.all
-	var kept []byte // the answer, when another must not wait for this one's client
+	// Once the worker has begun an exchange behind this one, all of this answer is
+	// here. It is kept until it is read, so that who comes next does not wait for
+	// this one's client, whatever has become of him, or of the worker.
+	var kept []byte
+	var ended error // why this one would have ended else
 	for {
 		a, err := s.Receive(x.buf, x.req)
 		if err != nil {
-			return x.lost(err, now)
+			if ended != nil || errors.Is(err, protocol.ErrProtocol) || x.takeBack() {
+				return x.lost(cmp.Or(ended, err), now)
+			}
+			ended = err
+			s.Resume(time.Now().Add(reapWait))
+			kept = append(make([]byte, 0, 4<<10), kept...)
+			continue
 		}
 		if a.Withdrawn {
-			x.cause = "withdrawn from its worker"
+			x.bounced = true
 			x.giveBack(unanswered)
-			return badAnswer, true
+			return ok, true
 		}
 		if a.Status != 0 {
 			x.status = a.Status
@@ -154,12 +178,14 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 			a.Bytes = kept
 		}
 		if a.Last || a.Cut {
-			return x.finish(a, o, now), false
-		}
-		if !x.alone && kept == nil {
-			if x.alone = x.pool.takeBack(s, nil); !x.alone { // the worker has begun the next, so all of this answer is here
-				kept = append(make([]byte, 0, 2*len(a.Bytes)), a.Bytes...)
+			if o = x.finish(a, o, now); errors.Is(ended, protocol.ErrAborted) {
+				o = clientGone
 			}
+			return o, false
+		}
+		x.pieces = true
+		if kept == nil && !x.takeBack() {
+			kept = append(make([]byte, 0, 2*len(a.Bytes)), a.Bytes...)
 		}
 		if len(kept) > maxAhead {
 			return x.lost(errAhead, now)
@@ -187,9 +213,26 @@ func after(now time.Time, t time.Duration) time.Time {
 
 // maxAhead bounds how much of an answer there may be still to read, in bytes,
 // once its worker has begun the next exchange: more than a socket's buffers hold.
-const maxAhead = 2 << 20
+const maxAhead = 8 << 20
 
 var errAhead = fmt.Errorf("%w: the next exchange begun before an answer had ended", protocol.ErrProtocol)
+
+// takeBack takes back who is behind, and has nobody follow. It reports false
+// when the worker has begun that one.
+func (x *exchange) takeBack() bool {
+	if !x.alone {
+		x.alone = x.pool.takeBack(x.slot, nil)
+	}
+	return x.alone
+}
+
+// ran is what the pool is to know of an exchange that is answered now.
+func (x *exchange) ran(began time.Time) time.Duration {
+	if x.pieces {
+		return pieces
+	}
+	return time.Since(began)
+}
 
 // giveBack gives the slot back, and reports whether somebody has it already.
 func (x *exchange) giveBack(ran time.Duration) (waited bool) {
@@ -206,7 +249,7 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 	s := x.slot
 	if !x.all {
 		x.req.Watch(nil)
-	} else if x.giveBack(time.Since(began)) {
+	} else if x.giveBack(x.ran(began)) {
 		runtime.Gosched() // he sends his request first: the worker is idle until then
 	}
 	switch {
@@ -215,7 +258,7 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 		if err := x.req.SendLast(a.Bytes); err != nil {
 			o = clientGone
 		}
-	case x.sent || a.Status != 0: // cut: the web server must see it
+	case x.status != 0: // cut: the web server must see it
 		if len(a.Bytes) > 0 {
 			_ = x.req.Send(a.Bytes) // its error changes nothing: the connection ends anyway
 		}
@@ -296,22 +339,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	s, w := x.slot, x.slot.w
 	cfg := w.gen.cfg
 	x.req.Watch(nil)
-	aborted, late := errors.Is(err, protocol.ErrAborted), errors.Is(err, protocol.ErrDeadline)
-	behind := !x.pool.takeBack(s, nil) // somebody whom the worker has begun
-	if behind && (aborted || late) {
-		if err = x.readOff(); err == nil {
-			x.giveBack(time.Since(began))
-			o = clientGone
-			if late {
-				o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
-			}
-			if x.sent {
-				x.req.Cut()
-			}
-			return o, false
-		}
-		aborted, late = false, false
-	}
+	x.takeBack()
 	x.slot = nil
 	if !x.all {
 		x.req.CloseBody()
@@ -319,12 +347,14 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	s.Abandon()
 	x.pump.Wait()
 	switch {
-	case aborted:
+	case errors.Is(err, protocol.ErrAborted):
 		o = clientGone
+		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.settle(s, after(began, cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
-	case late:
+	case errors.Is(err, protocol.ErrDeadline):
 		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
 		w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", "answer 504, replace the worker")
+		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.retire("request_timeout")
 		x.pool.discard(s)
 	case errors.Is(err, protocol.ErrLost):
@@ -337,6 +367,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 			x.pool.discard(s)
 		case <-time.After(reapWait):
 			o, x.cause = badAnswer, "the worker closed the connection without an answer"
+			again = x.all && s.Withdraw(x.number)
 			x.pool.refuseSecond(s, o, x.cause)
 			w.settle(s, after(time.Now(), cfg.StopTimeout), x.cause)
 		}
@@ -352,23 +383,6 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 		again = false
 	}
 	return o, again
-}
-
-// readOff reads the answer to its end, for nobody: all of it is here.
-func (x *exchange) readOff() error {
-	s := x.slot
-	s.Resume(time.Now().Add(reapWait))
-	for n := 0; n <= maxAhead; {
-		a, err := s.Receive(x.buf, x.req)
-		if err != nil {
-			return err
-		}
-		if a.Last || a.Cut {
-			return nil
-		}
-		n += len(a.Bytes)
-	}
-	return errAhead
 }
 
 // reapWait is how long a connection that has ended may be the first sign of

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -75,10 +76,11 @@ func (p *Page) Begin(slot int, number uint64) bool {
 	return p.withdrawn(slot).Load() != number
 }
 
-// Begun reports whether the worker has stored number for slot. Once the
-// process is dead, false proves that the exchange never started.
+// Begun reports whether the worker has stored number for slot, or that of a
+// later exchange. Once the process is dead, false proves that the exchange
+// never started.
 func (p *Page) Begun(slot int, number uint64) bool {
-	return p.begun(slot).Load() == number
+	return p.begun(slot).Load() >= number
 }
 
 // Withdraw takes an exchange back that was sent behind another. True: the
@@ -88,8 +90,15 @@ func (p *Page) Withdraw(slot int, number uint64) bool {
 	p.withdrawn(slot).Store(number)
 	// The worker stores begun and then loads withdrawn with no barrier between
 	// the two (an interpreter has none to give), so this side pays for both.
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
-		return false
-	}
-	return p.begun(slot).Load() != number
+	return barrier() && !p.Begun(slot, number)
 }
+
+func barrier() bool {
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	return errno == 0
+}
+
+// CanWithdraw reports whether the kernel lets Withdraw work. Where it does not
+// (a processor without its tick, a filter of system calls), nothing is to be
+// sent behind another exchange.
+var CanWithdraw = sync.OnceValue(barrier)

@@ -157,8 +157,10 @@ type Slot struct {
 	open       atomic.Bool   // that frame is written, and nothing behind it
 	behind     atomic.Uint64 // number of what was sent behind it; 0: nothing
 	asked      atomic.Uint64 // number that Withdraw was called for last
+	salvage    bool          // Lose ends nothing
 	stale      uint64        // number of what was withdrawn, and whose WITHDRAWN is still to come; 0: nothing
 	left       []byte        // what has come behind an answer
+	maxBehind  int           // bytes that the kernel takes whole or not at all
 	sendSecond func(uintptr) // s.writeSecond, made once
 	second     [2][]byte     // what it writes, and
 	secondN    int           // how much it has written
@@ -205,7 +207,13 @@ func (s *Slot) Connect(nc *net.UnixConn, deadline time.Time) error {
 	s.rest, s.out, s.body = 0, nil, nil
 	s.open.Store(false)
 	s.behind.Store(0)
-	s.stale, s.left = 0, s.left[:0]
+	s.stale, s.left, s.salvage = 0, s.left[:0], false
+	if err := raw.Control(func(fd uintptr) {
+		room, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+		s.maxBehind = min(MaxBehind, room/4)
+	}); err != nil {
+		s.maxBehind = 0
+	}
 
 	var b [HeaderLen]byte
 	nc.SetDeadline(deadline)
@@ -246,8 +254,8 @@ func (s *Slot) Send(head, body []byte, last bool, number uint64) {
 	s.move(SlotSent)
 }
 
-// MaxBehind is the longest frame that SendBehind takes, in bytes: what the
-// kernel takes whole or not at all.
+// MaxBehind is the longest frame that SendBehind takes, in bytes. It is less
+// where the kernel's buffers are so small that it might take a part of one.
 const MaxBehind = 16 << 10
 
 // Open reports whether SendBehind may send: the slot holds an exchange that was
@@ -260,7 +268,7 @@ func (s *Slot) Open() bool { return s.open.Load() }
 // reports false when it has sent nothing. Of what was sent, the slot is
 // told by Advance that it holds it now, or by Withdraw that it is taken back.
 func (s *Slot) SendBehind(head, body []byte, number uint64) bool {
-	if len(head)+len(body) > MaxBehind || !s.open.CompareAndSwap(true, false) {
+	if len(head)+len(body) > s.maxBehind || !s.open.CompareAndSwap(true, false) {
 		return false
 	}
 	s.putRequest(head, len(body), true, number)
@@ -287,13 +295,16 @@ func (s *Slot) writeSecond(fd uintptr) {
 }
 
 // Advance has a greeted slot hold the exchange that was sent behind the last
-// one. Receive brings its answer.
+// one. Receive brings its answer. Nothing is sent behind it before Admit.
 func (s *Slot) Advance() {
 	s.number, s.whole = s.behind.Swap(0), true
-	s.open.Store(true)
 	s.aborted.Store(false)
 	s.move(SlotSent)
 }
+
+// Admit has SendBehind send behind an exchange that Advance brought, unless the
+// worker may be about to say that it was withdrawn.
+func (s *Slot) Admit() { s.open.Store(s.asked.Load() != s.number) }
 
 // Withdraw takes an exchange back that was sent behind another. True: the worker
 // will not begin it, and the slot may be used as if it had not been sent. False:
@@ -305,8 +316,10 @@ func (s *Slot) Withdraw(number uint64) bool {
 	return s.page.Withdraw(s.index, number)
 }
 
-// Resume undoes Abort, for who must read an answer to its end after all.
+// Resume undoes Abort and Lose for this connection, for who reads what has come
+// of an answer after all.
 func (s *Slot) Resume(deadline time.Time) {
+	s.salvage = true
 	s.aborted.Store(false)
 	s.SetDeadline(deadline)
 }
@@ -371,7 +384,7 @@ func (s *Slot) SetDeadline(t time.Time) {
 		s.deadline.Store(t.UnixNano())
 	}
 	s.nc.SetReadDeadline(t)
-	if s.aborted.Load() || s.lost.Load() {
+	if s.aborted.Load() || s.lost.Load() && !s.salvage {
 		s.poke()
 	}
 }
@@ -439,7 +452,7 @@ func (s *Slot) fill(in []byte) (int, error) {
 		if s.aborted.Load() {
 			return 0, ErrAborted
 		}
-		if s.lost.Load() {
+		if s.lost.Load() && !s.salvage {
 			return 0, ErrLost
 		}
 		s.in, s.got, s.err = in, 0, nil
@@ -525,6 +538,7 @@ func (a *Answer) ended() bool { return a.Last || a.Cut || a.Withdrawn }
 // answered ends the exchange. What nobody has sent behind it by now would stand
 // before the next.
 func (s *Slot) answered() {
+	s.salvage = false
 	s.open.Store(false)
 	s.move(SlotGreeted)
 }

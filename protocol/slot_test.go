@@ -410,6 +410,9 @@ func TestWithdraw(t *testing.T) {
 	if !worker.Begin(7, 41) || !page.Begun(7, 41) || page.Begun(7, 42) || page.Begun(6, 41) {
 		t.Error("begun is not what the worker stored")
 	}
+	if !page.Begun(7, 40) {
+		t.Error("an exchange before one that was begun counts as never started")
+	}
 	if !page.Withdraw(7, 42) {
 		t.Error("an exchange that has not begun was not withdrawn")
 	}
@@ -476,6 +479,75 @@ func BenchmarkSlot(b *testing.B) {
 		s.SetDeadline(time.Now().Add(time.Minute))
 		if a, err := s.Receive(buf, records{}); err != nil || !a.Last {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A second exchange is answered behind the first, however the two answers are
+// cut into reads.
+func TestSecondAnswered(t *testing.T) {
+	both := slices.Concat(response(200, okBlock, "first", FlagLast), response(200, okBlock, "second", FlagLast))
+	for cut := 1; cut < len(both); cut++ {
+		s, w := pair(t)
+		s.Send(request(), nil, true, 1)
+		if s.SendBehind(request(), nil, 2) {
+			t.Fatal("sent before the first")
+		}
+		if err := s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		s.open.Store(true) // which Receive does when it has written the request
+		if !s.SendBehind(request(), nil, 2) || s.SendBehind(request(), nil, 3) {
+			t.Fatal("want one to be sent behind, and one only")
+		}
+		w.Write(both[:cut])
+		time.AfterFunc(time.Millisecond, func() { w.Write(both[cut:]) })
+		if _, content, _, err := answer(t, s); err != nil || content != okBlock+"first" {
+			t.Fatalf("cut at %d: first %q, %v", cut, content, err)
+		}
+		s.Advance()
+		if _, content, _, err := answer(t, s); err != nil || content != okBlock+"second" || s.State() != SlotGreeted {
+			t.Fatalf("cut at %d: second %q, %v", cut, content, err)
+		}
+		s.Close()
+		w.Close()
+	}
+}
+
+// The WITHDRAWN of a second exchange comes before the next answer and is
+// dropped; no other is taken.
+func TestSecondWithdrawn(t *testing.T) {
+	withdrawn := func(n uint64) []byte {
+		return frame(Header{Type: Withdrawn}, binary.LittleEndian.AppendUint64(nil, n))
+	}
+	last := response(200, okBlock, "third", FlagLast)
+	for name, c := range map[string]struct {
+		sent []byte
+		ok   bool
+	}{
+		"as it should be":   {slices.Concat(withdrawn(2), last), true},
+		"of another":        {slices.Concat(withdrawn(3), last), false},
+		"not at all":        {last, false},
+		"twice":             {slices.Concat(withdrawn(2), withdrawn(2), last), false},
+		"behind the answer": {slices.Concat(last, withdrawn(2)), false},
+	} {
+		s, w := pair(t)
+		s.Send(request(), nil, true, 1)
+		s.Flush()
+		s.open.Store(true)
+		if !s.SendBehind(request(), nil, 2) || !s.Withdraw(2) {
+			t.Fatal("not sent, or not withdrawn")
+		}
+		w.Write(response(200, okBlock, "first", FlagLast))
+		if _, _, _, err := answer(t, s); err != nil {
+			t.Fatal(err)
+		}
+		s.Send(request(), nil, true, 3)
+		s.Flush()
+		w.Write(c.sent)
+		_, content, _, err := answer(t, s)
+		if c.ok != (err == nil && content == okBlock+"third") || !c.ok && !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: %q, %v", name, content, err)
 		}
 	}
 }
