@@ -37,7 +37,7 @@ type pool struct {
 	queue   list[*exchange]
 	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent  time.Duration // an exchange's run time, of the recent ones
-	plain   int           // answers in succession that came in one piece
+	plain   int           // answers in succession that were small and came in one piece
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error

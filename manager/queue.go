@@ -23,8 +23,8 @@ const (
 	// one is sent behind a first: it waits for that one, and no worker sleeps
 	// between the two.
 	quick = time.Millisecond
-	// manyPlain is how many answers in succession must have come in one
-	// piece. Behind one that does not, a second has to be taken back.
+	// manyPlain is how many answers in succession must have been small and come
+	// in one piece. Behind one that does not, a second has to be taken back.
 	manyPlain = 64
 	// secondWait is how long a second exchange waits for the first.
 	secondWait = 10 * time.Millisecond
@@ -258,7 +258,7 @@ func (p *pool) refuseSecond(s *slot, o outcome, cause string) {
 const (
 	unanswered time.Duration = -1 // there was none, or no answer
 	unmeasured time.Duration = -2 // it took as long as its client did
-	pieces     time.Duration = -3 // its answer came in pieces
+	pieces     time.Duration = -3 // its answer came in pieces, or was large
 )
 
 // offer gives a slot back that was taken and is greeted now; ran says how long

@@ -226,9 +226,13 @@ func (x *exchange) takeBack() bool {
 	return x.alone
 }
 
+// smallAnswer is up to how long an answer's body may be, in bytes, for another
+// one behind it to come with the same read.
+const smallAnswer = 16 << 10
+
 // ran is what the pool is to know of an exchange that is answered now.
 func (x *exchange) ran(began time.Time) time.Duration {
-	if x.pieces {
+	if x.pieces || x.bytes > smallAnswer {
 		return pieces
 	}
 	return time.Since(began)
