@@ -117,6 +117,8 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 				return ok // also when the client has left: the slot has to be given up
 			case refused:
 				return x.verdict
+			case nowhere:
+				panic("bug: an exchange waits that is in no place")
 			}
 		}
 	}

@@ -149,8 +149,13 @@ func (s *site) ask(query string, read <-chan struct{}) asking {
 	go func() { // ends with the answer, or with ctx
 		defer cancel()
 		resp, err := s.client.Do(ctx, &fcgi.ClientRequest{Params: []fcgi.Param{
-			{Name: "REQUEST_METHOD", Value: "GET"}, {Name: "REQUEST_URI", Value: "/?" + query}, {Name: "DOCUMENT_URI", Value: "/"},
-			{Name: "QUERY_STRING", Value: query}, {Name: "SERVER_PROTOCOL", Value: "HTTP/1.1"}, {Name: "SERVER_NAME", Value: "x"}, {Name: "SERVER_PORT", Value: "80"},
+			{Name: "REQUEST_METHOD", Value: "GET"},
+			{Name: "REQUEST_URI", Value: "/?" + query},
+			{Name: "DOCUMENT_URI", Value: "/"},
+			{Name: "QUERY_STRING", Value: query},
+			{Name: "SERVER_PROTOCOL", Value: "HTTP/1.1"},
+			{Name: "SERVER_NAME", Value: "x"},
+			{Name: "SERVER_PORT", Value: "80"},
 		}})
 		if err != nil {
 			a.answer <- err.Error()
