@@ -1,64 +1,44 @@
 package manager
 
+import "container/ring"
+
 // A list is a queue through its members, so that one that leaves from the
-// middle leaves at once. The zero list is empty.
+// middle leaves at once, and nothing is allocated. The zero list is empty.
 type list[T any] struct {
-	first, last *link[T]
-	n           int
+	root ring.Ring // before the first, behind the last
+	n    int
 }
 
-// A link is a member's place in one list; of is the member.
-type link[T any] struct {
-	prev, next *link[T]
-	of         T
-	in         bool
-}
+// A link is a member's place in one list, alone while it is in none; its Value
+// is the member.
+type link = ring.Ring
 
-func (l *list[T]) pushBack(x *link[T]) { l.insert(x, l.last, nil) }
+func (l *list[T]) pushBack(x *link) { l.pushBehind(l.root.Prev(), x) }
 
-func (l *list[T]) pushFront(x *link[T]) { l.insert(x, nil, l.first) }
+func (l *list[T]) pushFront(x *link) { l.pushBehind(&l.root, x) }
 
-func (l *list[T]) insert(x, prev, next *link[T]) {
-	x.prev, x.next, x.in = prev, next, true
-	if prev != nil {
-		prev.next = x
-	} else {
-		l.first = x
-	}
-	if next != nil {
-		next.prev = x
-	} else {
-		l.last = x
-	}
+func (l *list[T]) pushBehind(at, x *link) {
+	at.Link(x)
 	l.n++
 }
 
+// first is the member that pop takes. The list is not empty.
+func (l *list[T]) first() T { return l.root.Next().Value.(T) }
+
 // pop takes the first member off, if there is one.
 func (l *list[T]) pop() (first T, ok bool) {
-	x := l.first
-	if x == nil {
+	if l.n == 0 {
 		return first, false
 	}
-	l.remove(x)
-	return x.of, true
+	first = l.first()
+	l.remove(l.root.Next())
+	return first, true
 }
 
-// remove reports whether x was in the list.
-func (l *list[T]) remove(x *link[T]) bool {
-	if !x.in {
-		return false
+// remove takes x off, if it is in the list.
+func (l *list[T]) remove(x *link) {
+	if x.Next() != x {
+		x.Prev().Unlink(1)
+		l.n--
 	}
-	if x.prev != nil {
-		x.prev.next = x.next
-	} else {
-		l.first = x.next
-	}
-	if x.next != nil {
-		x.next.prev = x.prev
-	} else {
-		l.last = x.prev
-	}
-	x.prev, x.next, x.in = nil, nil, false
-	l.n--
-	return true
 }

@@ -40,7 +40,7 @@ func (p *pool) acquire(x *exchange) outcome {
 		p.mu.Unlock()
 		return stopping
 	}
-	if n := len(p.idle); n > 0 {
+	if len(p.idle) > 0 {
 		p.holdLocked(x, p.takeIdleLocked())
 		p.mu.Unlock()
 		return ok
@@ -83,43 +83,39 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 				why = queueTimeout
 			}
 		}
-		for again := true; again; {
-			again = false
-			p.mu.Lock()
-			at, s := x.place, x.slot
-			if at == queued && why != ok {
-				p.queue.remove(&x.link)
-				if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
-					why = bootFailed
-				}
-				x.place = nowhere
+		p.mu.Lock()
+		at, s := x.place, x.slot
+		if at == queued && why != ok {
+			p.queue.remove(&x.link)
+			if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
+				why = bootFailed
 			}
-			p.mu.Unlock()
-			switch at {
-			case queued:
-				if why != ok {
-					return why
-				}
-				x.timer.Reset(time.Until(end)) // it was taken back
-			case second:
-				if rang || why != ok {
-					rang = false
-					again = p.takeBack(s, x) // if not, its turn is about to come
-				} else if p.follow(x, s) {
-					x.timer.Reset(p.patience)
-				}
-			case holding:
-				if why == clientGone && !x.early {
-					p.offer(x.slot, unanswered)
-					x.slot = nil
-					return clientGone
-				}
-				return ok // also when the client has left: the slot has to be given up
-			case refused:
-				return x.verdict
-			case nowhere:
-				panic("bug: an exchange waits that is in no place")
+			x.place = nowhere
+		}
+		p.mu.Unlock()
+		switch at {
+		case queued:
+			if why != ok {
+				return why
 			}
+			x.timer.Reset(time.Until(end)) // it was taken back
+		case second:
+			if rang || why != ok {
+				p.takeBack(s, x) // x is told where that has put it; else its turn is about to come
+			} else if p.follow(x, s) {
+				x.timer.Reset(p.patience)
+			}
+		case holding:
+			if why == clientGone && !x.early {
+				p.offer(s, unanswered)
+				x.slot = nil
+				return clientGone
+			}
+			return ok // also when the client has left: the slot has to be given up
+		case refused:
+			return x.verdict
+		case nowhere:
+			panic("bug: an exchange waits that is in no place")
 		}
 	}
 }
@@ -130,9 +126,13 @@ func (p *pool) takeIdleLocked() *slot {
 	s := p.idle[n]
 	p.idle[n] = nil
 	p.idle = p.idle[:n]
+	s.takeLocked()
+	return s
+}
+
+func (s *slot) takeLocked() {
 	s.w.taken++
 	s.w.moveLocked(busy)
-	return s
 }
 
 // holdLocked has x hold s, which is taken.
@@ -176,7 +176,7 @@ func (p *pool) sendSecondsLocked() {
 		if p.queue.n == 0 {
 			return
 		}
-		if x := p.queue.first.of; x.size() > protocol.MaxBehind || !x.all || x.bounced {
+		if x := p.queue.first(); x.size() > protocol.MaxBehind || !x.all || x.bounced {
 			return
 		}
 		s, _ := p.open.pop()
@@ -314,8 +314,7 @@ func (p *pool) giveLocked(s *slot) (waited bool) {
 		p.idle = append(p.idle, s)
 		return false
 	}
-	s.w.taken++
-	s.w.moveLocked(busy)
+	s.takeLocked()
 	p.holdLocked(x, s)
 	x.tellLocked()
 	return true

@@ -19,8 +19,8 @@ import (
 )
 
 // exchangeWorker is a worker whose application does what the query says:
-// "wait=NAME" leaves a file NAME.begun in its folder and waits until there is
-// one NAME; "size=N" answers so many bytes; "cut" has the answer end before it
+// "wait=NAME" leaves a file NAME.begun in its folder and waits until somebody
+// opens the pipe NAME; "size=N" answers so many bytes; "cut" has the answer end before it
 // is complete; "drop" closes the connection behind it. It answers its own query first.
 func exchangeWorker() int {
 	start, err := protocol.Started()
@@ -40,9 +40,11 @@ func exchangeWorker() int {
 				if err := os.WriteFile(value+".begun", nil, 0o644); err != nil {
 					return err
 				}
-				for exists(value) != nil {
-					time.Sleep(time.Millisecond)
+				f, err := os.Open(value)
+				if err != nil {
+					return err
 				}
+				f.Close()
 			case "size":
 				fmt.Sscan(value, &size)
 			case "cut":
@@ -86,6 +88,11 @@ type site struct {
 func newSite(t *testing.T, workers int, patience time.Duration) *site {
 	t.Helper()
 	dir := t.TempDir()
+	for _, pipe := range []string{"a", "b"} {
+		if err := unix.Mkfifo(filepath.Join(dir, pipe), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	file := filepath.Join(dir, "fpmd.toml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, `
 [supervisor]
@@ -195,9 +202,11 @@ func (s *site) awaitBegun(name string) {
 
 func (s *site) release(name string) {
 	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), nil, 0o644); err != nil {
+	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_WRONLY, 0)
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	f.Close()
 }
 
 // awaitSecond waits until a second was sent, and returns the slot.

@@ -48,7 +48,7 @@ type exchange struct {
 	// The queue's, under pool.mu, but for turn and timer, which are the exchange's.
 	place   place
 	verdict outcome // of the place refused
-	link    link[*exchange]
+	link    link
 	turn    chan struct{} // has room for one: look where you stand
 	timer   *time.Timer
 }
@@ -57,7 +57,7 @@ var exchanges = sync.Pool{New: func() any {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
 	x := &exchange{turn: make(chan struct{}, 1), timer: t, env: environ{seen: new(nameSet)}}
-	x.link.of = x
+	x.link.Value = x
 	return x
 }}
 

@@ -42,14 +42,14 @@ type slot struct {
 	*protocol.Slot
 	w *worker
 
-	settling sync.Mutex  // held while behind is sent, or taken back; locked before pool.mu
-	behind   *exchange   // is served next: sent behind the one that holds the slot. Under pool.mu, as
-	link     link[*slot] // its place in pool.open is
+	settling sync.Mutex // held while behind is sent, or taken back; locked before pool.mu
+	behind   *exchange  // is served next: sent behind the one that holds the slot. Under pool.mu, as
+	link     link       // its place in pool.open is
 }
 
 func newSlot(w *worker, i int) *slot {
 	s := &slot{Slot: protocol.NewSlot(i, w.proc.page), w: w}
-	s.link.of = s
+	s.link.Value = s
 	return s
 }
 

@@ -338,9 +338,12 @@ func (s *Slot) putRequest(head []byte, body int, last bool, number uint64) {
 // RequestHead is the room that Send needs at the beginning of a head.
 const RequestHead = HeaderLen + RequestFixed
 
+// unsent reports whether some of the request is still to be written.
+func (s *Slot) unsent() bool { return len(s.out) > 0 || len(s.body) > 0 }
+
 // Flush writes what Send left to be written.
 func (s *Slot) Flush() error {
-	if len(s.out) == 0 && len(s.body) == 0 {
+	if !s.unsent() {
 		return nil
 	}
 	var deadline time.Time
@@ -393,7 +396,7 @@ func (s *Slot) SetDeadline(t time.Time) {
 // with no call that could only say EAGAIN. The poller was armed before the
 // write, so the answer's arrival cannot be missed.
 func (s *Slot) transfer(fd uintptr) (done bool) {
-	if len(s.out) > 0 || len(s.body) > 0 {
+	if s.unsent() {
 		return s.writeRequest(fd)
 	}
 	for {
@@ -438,7 +441,7 @@ func (s *Slot) writeRequest(fd uintptr) (full bool) {
 		s.err = errno
 	}
 	s.got = 0
-	if len(s.out) > 0 || len(s.body) > 0 || s.err != nil {
+	if s.unsent() || s.err != nil {
 		return true
 	}
 	s.open.Store(s.whole && s.stale == 0)
@@ -601,7 +604,7 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 			switch n := binary.LittleEndian.Uint64(b.b[p+HeaderLen:]); {
 			case n == s.stale && n != 0:
 				s.stale = 0
-				s.open.Store(s.whole && len(s.out) == 0)
+				s.open.Store(s.whole && !s.unsent())
 			case n == s.number && n == s.asked.Load():
 				a.Withdrawn = true
 			default:

@@ -156,10 +156,10 @@ td { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 <script>
 const hues = ["#0a7f6f", "#d9822b", "#5b6ee1", "#c23b6b", "#3b8ec2", "#8a6d3b"], seen = new Map();
 document.getElementById("ask").onclick = async () => {
-  const dots = document.getElementById("dots"), todo = Array.from({ length: 24 }, () => dots.appendChild(document.createElement("i")));
+  const dots = document.getElementById("dots"), unlit = Array.from({ length: 24 }, () => dots.appendChild(document.createElement("i")));
   while (dots.children.length > 96) dots.firstChild.remove();
   await Promise.all(Array.from({ length: 6 }, async () => {
-    for (let dot; (dot = todo.shift());) {
+    for (let dot; (dot = unlit.shift());) {
       let who;
       try {
         const answer = await fetch("@BASE@/slow?s=0.1");

@@ -100,11 +100,8 @@ class Answer:
             block += b"Content-Length: %d\r\n\r\n" % size
         else:
             block += _CRLF
-        length = len(block)
         if size < _COPIED:
-            self.started = self.ended = True
-            self.connection.send(
-                RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + length + size, length) + block + data)
+            self._at_once(block, data)
             return
         self._response(block, data, FLAG_LAST)
 
@@ -143,9 +140,7 @@ class Answer:
             if length == size < _COPIED and not self.hold:  # most answers: one block, whose length is known
                 self.completed = perf_counter()
                 self.left = 0
-                self.started = self.ended = True
-                self.connection.send(
-                    RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + len(block) + size, len(block)) + block + data)
+                self._at_once(block, data)
                 return
             self.left = length
             data, flags = self._bounded(data)
@@ -227,6 +222,13 @@ class Answer:
         if self.length is None and self.block is not None and not (self.head or self.code == 204 or self.code == 304):
             self.block += b"Content-Length: %d\r\n" % size
             self.length = size
+
+    def _at_once(self, block, data):
+        """Sends an answer whose body is data, which is small, all of it in one frame."""
+        self.started = self.ended = True
+        length = len(block)
+        self.connection.send(
+            RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + length + len(data), length) + block + data)
 
     def _response(self, block, data, flags):
         size = len(data)
