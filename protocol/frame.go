@@ -55,7 +55,7 @@ const (
 const (
 	HeaderLen      = 8         // of every frame
 	RequestFixed   = 12        // number and environ length, at the head of a Request's payload
-	ResponseFixed  = 4         // length of the header block, at the head of a Response's payload
+	ResponseFixed  = 4         // length of the header block and echo, at the head of a Response's payload
 	MaxPayload     = 16 << 20  // of one frame
 	MaxEnviron     = 1 << 20   // of the environ block
 	MaxHeaderBlock = 1<<16 - 1 // of the header block: what one FastCGI record can carry
@@ -75,6 +75,10 @@ type Header struct {
 	Aux    uint16
 	Length uint32
 }
+
+// Echo is what a Response or a Cut repeats of the number of the exchange that
+// it answers: an answer can't be taken for another's.
+func Echo(number uint64) uint16 { return uint16(number) }
 
 // Last reports whether the body or the answer ends with this frame.
 func (h Header) Last() bool { return h.Flags&FlagLast != 0 }
@@ -123,7 +127,7 @@ func ParseHeader(b []byte) (Header, error) {
 	case Data:
 		flags = FlagLast
 	case Cut:
-		flags, high = FlagFailed, 0
+		flags, high, auxUsed = FlagFailed, 0, true
 	case Withdrawn:
 		low, high = 8, 8
 	default:

@@ -618,8 +618,11 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 				b.from = p
 				return nil
 			}
-			n := int(binary.LittleEndian.Uint32(b.b[p+HeaderLen:]))
-			if n > MaxHeaderBlock || n > int(h.Length)-ResponseFixed {
+			n := int(binary.LittleEndian.Uint16(b.b[p+HeaderLen:]))
+			if err := s.checkEcho(h.Type, binary.LittleEndian.Uint16(b.b[p+HeaderLen+2:])); err != nil {
+				return err
+			}
+			if n > int(h.Length)-ResponseFixed {
 				return fmt.Errorf("%w: header block of %d bytes in a RESPONSE of %d", ErrProtocol, n, h.Length)
 			}
 			block := p + HeaderLen + ResponseFixed
@@ -652,6 +655,9 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 				end = p
 			}
 		case h.Type == Cut:
+			if err := s.checkEcho(h.Type, h.Aux); err != nil {
+				return err
+			}
 			a.Cut, a.Failed = true, h.Flags&FlagFailed != 0
 			p += HeaderLen
 		default:
@@ -670,6 +676,13 @@ func (s *Slot) parse(b *Buffer, f Framer, a *Answer) error {
 			room = min(end+tailRoom, len(b.b))
 		}
 		a.Bytes = b.b[start:end:room]
+	}
+	return nil
+}
+
+func (s *Slot) checkEcho(t FrameType, echo uint16) error {
+	if want := Echo(s.number); echo != want {
+		return fmt.Errorf("%w: %v for exchange %#04x while it is %#04x's turn", ErrProtocol, t, echo, want)
 	}
 	return nil
 }

@@ -100,8 +100,14 @@ func frame(h Header, payload []byte) []byte {
 	return append(b, payload...)
 }
 
+// response is that of exchange 1.
 func response(status int, block, body string, flags uint8) []byte {
-	p := binary.LittleEndian.AppendUint32(nil, uint32(len(block)))
+	return responseTo(1, status, block, body, flags)
+}
+
+func responseTo(number uint64, status int, block, body string, flags uint8) []byte {
+	p := binary.LittleEndian.AppendUint16(nil, uint16(len(block)))
+	p = binary.LittleEndian.AppendUint16(p, Echo(number))
 	return frame(Header{Type: Response, Flags: flags, Aux: uint16(status)}, append(append(p, block...), body...))
 }
 
@@ -148,6 +154,7 @@ func TestAnswerSplitAnywhere(t *testing.T) {
 	)
 	s, w := pair(t)
 	for at := 1; at < len(stream); at++ {
+		binary.LittleEndian.PutUint16(stream[HeaderLen+2:], Echo(uint64(at)))
 		f := request()
 		s.Send(f, nil, true, uint64(at))
 		sent := make(chan error, 1)
@@ -199,11 +206,11 @@ func TestAnswerSizes(t *testing.T) {
 		for size := around - 20; size <= around+20; size++ {
 			body := strings.Repeat("0123456789abcdef", size/16+1)[:size]
 			number++
-			f := request()
+			f, first := request(), responseTo(number, 200, okBlock, body, 0)
 			s.Send(f, nil, true, number)
 			go func() {
 				io.ReadFull(w, make([]byte, len(f)))
-				w.Write(slices.Concat(response(200, okBlock, body, 0), frame(Header{Type: Data}, []byte("and")), frame(Header{Type: Data, Flags: FlagLast}, []byte(" more"))))
+				w.Write(slices.Concat(first, frame(Header{Type: Data}, []byte("and")), frame(Header{Type: Data, Flags: FlagLast}, []byte(" more"))))
 			}()
 			if _, content, _, err := answer(t, s); err != nil || content != okBlock+body+"and more" {
 				t.Fatalf("body of %d bytes: %d bytes of content, %v", size, len(content), err)
@@ -268,14 +275,11 @@ func TestHostileAnswers(t *testing.T) {
 		}()},
 		{"a header block longer than its frame", func() []byte {
 			b := response(200, okBlock, "", FlagLast)
-			binary.LittleEndian.PutUint32(b[8:], uint32(len(okBlock)+1))
+			binary.LittleEndian.PutUint16(b[8:], uint16(len(okBlock)+1))
 			return b
 		}()},
-		{"a header block of four gigabytes", func() []byte {
-			b := response(200, okBlock, "", FlagLast)
-			binary.LittleEndian.PutUint32(b[8:], 1<<32-1)
-			return b
-		}()},
+		{"an answer to another exchange", responseTo(2, 200, okBlock, "", FlagLast)},
+		{"the cut of another exchange", frame(Header{Type: Cut, Aux: Echo(2)}, nil)},
 		{"a header block that splits the answer", response(200, "Status: 200 OK\r\nA: b\r\n\r\nStatus: 200 OK\r\n\r\n", "", FlagLast)},
 		{"another status than announced", response(404, okBlock, "", FlagLast)},
 		{"a status out of range", response(99, okBlock, "", FlagLast)},
@@ -344,9 +348,9 @@ func TestWaitingEnds(t *testing.T) {
 func TestLateAbort(t *testing.T) {
 	s, w := pair(t)
 	go func() {
-		for range 2 {
+		for number := uint64(1); number <= 2; number++ {
 			io.ReadFull(w, make([]byte, len(request())))
-			w.Write(response(200, okBlock, "x", FlagLast))
+			w.Write(responseTo(number, 200, okBlock, "x", FlagLast))
 		}
 	}()
 	for number := uint64(1); number <= 2; number++ {
@@ -469,6 +473,7 @@ func BenchmarkSlot(b *testing.B) {
 			if _, err := w.Read(in); err != nil {
 				return
 			}
+			copy(reply[HeaderLen+2:], in[HeaderLen:HeaderLen+2]) // the echo
 			w.Write(reply)
 		}
 	}()
@@ -486,7 +491,7 @@ func BenchmarkSlot(b *testing.B) {
 // A second exchange is answered behind the first, however the two answers are
 // cut into reads.
 func TestSecondAnswered(t *testing.T) {
-	both := slices.Concat(response(200, okBlock, "first", FlagLast), response(200, okBlock, "second", FlagLast))
+	both := slices.Concat(response(200, okBlock, "first", FlagLast), responseTo(2, 200, okBlock, "second", FlagLast))
 	for cut := 1; cut < len(both); cut++ {
 		s, w := pair(t)
 		s.Send(request(), nil, true, 1)
@@ -520,7 +525,7 @@ func TestSecondWithdrawn(t *testing.T) {
 	withdrawn := func(n uint64) []byte {
 		return frame(Header{Type: Withdrawn}, binary.LittleEndian.AppendUint64(nil, n))
 	}
-	last := response(200, okBlock, "third", FlagLast)
+	last := responseTo(3, 200, okBlock, "third", FlagLast)
 	for name, c := range map[string]struct {
 		sent []byte
 		ok   bool

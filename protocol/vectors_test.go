@@ -161,7 +161,8 @@ func TestVectorFrames(t *testing.T) {
 				b = binary.LittleEndian.AppendUint32(b, uint32(len(environ)))
 				b = append(b, environ...)
 			case Response:
-				b = binary.LittleEndian.AppendUint32(b, uint32(len(want.Block)))
+				b = binary.LittleEndian.AppendUint16(b, uint16(len(want.Block)))
+				b = binary.LittleEndian.AppendUint16(b, Echo(want.Number))
 				b = append(b, want.Block...)
 				if err := CheckHeaderBlock([]byte(want.Block), want.Aux); err != nil {
 					t.Error(err)

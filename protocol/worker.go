@@ -560,7 +560,8 @@ func (x *Exchange) Respond(status int, block []byte, failed bool) error {
 	if failed {
 		x.head.Flags = FlagFailed
 	}
-	x.out = binary.LittleEndian.AppendUint32(x.out, uint32(len(block)))
+	x.out = binary.LittleEndian.AppendUint16(x.out, uint16(len(block)))
+	x.out = binary.LittleEndian.AppendUint16(x.out, Echo(x.number))
 	x.out = append(x.out, block...)
 	return nil
 }
@@ -671,7 +672,7 @@ func (x *Exchange) Cut(failed bool) error {
 		x.close(0, false)
 	}
 	x.answer = answered
-	h := Header{Type: Cut}
+	h := Header{Type: Cut, Aux: Echo(x.number)}
 	if failed {
 		h.Flags = FlagFailed
 	}

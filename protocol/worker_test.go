@@ -31,7 +31,7 @@ func readAnswer(r io.Reader) (h Header, block, body string, err error) {
 	if err != nil || h.Type != Response {
 		return h, "", "", err
 	}
-	n := binary.LittleEndian.Uint32(p)
+	n := binary.LittleEndian.Uint16(p)
 	block, body = string(p[4:4+n]), string(p[4+n:])
 	for next := h; !next.Last(); {
 		if next, p, err = readFrame(r); err != nil {

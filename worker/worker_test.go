@@ -159,7 +159,7 @@ func (s *supervisor) answer(t testing.TB) answer {
 		switch h.Type {
 		case protocol.Response:
 			a.status, a.failed = int(h.Aux), h.Flags&protocol.FlagFailed != 0
-			n := binary.LittleEndian.Uint32(p)
+			n := binary.LittleEndian.Uint16(p)
 			block := p[4 : 4+n]
 			if err := protocol.CheckHeaderBlock(block, h.Aux); err != nil {
 				t.Fatal(err)

@@ -32,7 +32,7 @@ while True:
             before = unread(c)
             time.sleep(0.3)
         block = b"Status: 200 OK\r\nContent-Length: 2\r\n\r\n"
-        c.sendall(struct.pack("<BBHII", 17, 1, 200, 4 + len(block) + 2, len(block)) + block + b"hi")
+        c.sendall(struct.pack("<BBHIHH", 17, 1, 200, 4 + len(block) + 2, len(block), 1) + block + b"hi")
         signal.pause()
 `
 

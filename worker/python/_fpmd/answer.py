@@ -48,8 +48,9 @@ class Answer:
     excess = 0
     completed = None  # when the client had all of a streamed answer whose length is known
 
-    def __init__(self, connection, head):
+    def __init__(self, connection, number, head):
         self.connection = connection
+        self.echo = number & 0xFFFF
         self.head = head
 
     def start_response(self, status, headers, exc_info=None):
@@ -187,7 +188,7 @@ class Answer:
     def cut(self):
         """Ends the answer visibly incomplete, because the application failed."""
         self.ended = True
-        self.connection.send(HEADER.pack(CUT, FLAG_FAILED, 0, 0))
+        self.connection.send(HEADER.pack(CUT, FLAG_FAILED, self.echo, 0))
 
     def fail(self, page):
         """Answers 500 with page, in place of whatever the application had in mind."""
@@ -228,7 +229,7 @@ class Answer:
         self.started = self.ended = True
         length = len(block)
         self.connection.send(
-            RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + length + len(data), length) + block + data)
+            RESPONSE_HEAD.pack(RESPONSE, FLAG_LAST, self.code, 4 + length + len(data), length, self.echo) + block + data)
 
     def _response(self, block, data, flags):
         size = len(data)
@@ -238,7 +239,7 @@ class Answer:
             data, rest = memoryview(data)[:room], memoryview(data)[room:]
             size = room
         now = flags if rest is None else flags & ~FLAG_LAST
-        head = RESPONSE_HEAD.pack(RESPONSE, now, self.code, 4 + len(block) + size, len(block)) + block
+        head = RESPONSE_HEAD.pack(RESPONSE, now, self.code, 4 + len(block) + size, len(block), self.echo) + block
         self.started = True
         self._frame(head, data, now)
         if rest is not None:

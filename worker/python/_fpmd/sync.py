@@ -99,7 +99,7 @@ def _serve(worker, connection):
         environ.update(shared)
         environ["wsgi.input"] = _EMPTY if body is None else body
         _complete(environ)
-        answer = Answer(connection, environ["REQUEST_METHOD"] == "HEAD")
+        answer = Answer(connection, number, environ["REQUEST_METHOD"] == "HEAD")
         if held:
             answer.hold = True
             held -= 1

@@ -24,7 +24,7 @@ PAGE_SIZE = 4096
 
 HEADER = Struct("<BBHI")  # type, flags, aux, length
 REQUEST_HEAD = Struct("<BBHIQI")  # HEADER, number, length of the environ block
-RESPONSE_HEAD = Struct("<BBHII")  # HEADER, length of the header block
+RESPONSE_HEAD = Struct("<BBHIHH")  # HEADER, length of the header block, echo
 WITHDRAWN_FRAME = Struct("<BBHIQ")  # HEADER, number
 
 # type: (name, flags it may have, aux has a meaning, least length, greatest length)
@@ -34,7 +34,7 @@ _FRAMES = {
     GREETING: ("GREETING", 0, True, 0, 0),
     RESPONSE: ("RESPONSE", FLAG_LAST | FLAG_FAILED, True, 4, MAX_PAYLOAD),
     DATA: ("DATA", FLAG_LAST, False, 0, MAX_PAYLOAD),
-    CUT: ("CUT", FLAG_FAILED, False, 0, 0),
+    CUT: ("CUT", FLAG_FAILED, True, 0, 0),
     WITHDRAWN: ("WITHDRAWN", 0, False, 8, 8),
 }
 

@@ -173,9 +173,10 @@ class Answer:
         self.kinds = [kind for kind, *_ in frames]
         kind, self.flags, self.code, payload = frames[0]
         self.cut = self.kinds[-1] == CUT
+        self.echo = frames[-1][2] if self.cut else None
         self.block = self.body = b""
         if kind == RESPONSE:
-            size, = struct.unpack_from("<I", payload)
+            size, self.echo = struct.unpack_from("<HH", payload)
             self.block, self.body = payload[4:4 + size], payload[4 + size:]
         self.body += b"".join(payload for kind, _, _, payload in frames[1:] if kind == DATA)
         self.lines = self.block.decode("latin-1").split("\r\n")[:-2]
@@ -233,8 +234,11 @@ class Slot:
                 return Answer(frames)
 
     def exchange(self, names, body=b""):
-        self.request(names, body)
-        return self.answer()
+        number = self.request(names, body)
+        answer = self.answer()
+        if answer.echo != number & 0xFFFF:
+            raise AssertionError("answer to exchange %s, want %d" % (answer.echo, number))
+        return answer
 
     def ended(self):
         """Reports that the worker closes the connection without another frame."""

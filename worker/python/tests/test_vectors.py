@@ -37,13 +37,13 @@ def encoded(frame):
     """A frame to the supervisor, as the host writes it."""
     kind, flags, body = frame["type"], flags_of(frame), frame.get("body", "").encode("latin-1")
     recorder = Recorder()
-    one = answer.Answer(recorder, False)
+    one = answer.Answer(recorder, frame.get("number", 0), False)
     if kind == "GREETING":
         return wire.HEADER.pack(wire.GREETING, 0, wire.VERSION, 0)
     if kind == "WITHDRAWN":
         return wire.WITHDRAWN_FRAME.pack(wire.WITHDRAWN, 0, 0, 8, frame["number"])
     if kind == "CUT":
-        return wire.HEADER.pack(wire.CUT, flags, 0, 0)
+        return wire.HEADER.pack(wire.CUT, flags, frame["aux"], 0)
     if kind == "RESPONSE":
         one.code = frame["aux"]
         one._response(frame["block"].encode("latin-1"), body, flags)
