@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 
 	"fpmd/fcgi"
 	"fpmd/protocol"
@@ -34,7 +35,7 @@ func (e *environ) normalise(params []byte, scriptName string) outcome {
 	base := len(e.block)
 	e.id, e.method, e.uri, e.client, e.reason = "", nil, nil, nil, ""
 	e.seen.reset()
-	var script, path, document, query, length, contentType, server, port, proto, host []byte
+	var script, path, document, query, length, contentType, server, port, proto, host, scheme, https []byte
 	for rest := params; len(rest) > 0; {
 		var name, value []byte
 		var err error
@@ -82,6 +83,9 @@ func (e *environ) normalise(params []byte, scriptName string) outcome {
 		case "SERVER_PROTOCOL":
 			proto = value
 			continue
+		case "REQUEST_SCHEME":
+			scheme = value
+			continue
 		case "REQUEST_ID":
 			if validID(value) {
 				e.id = string(value)
@@ -97,6 +101,8 @@ func (e *environ) normalise(params []byte, scriptName string) outcome {
 			e.client = value
 		case "HTTP_HOST":
 			host = value
+		case "HTTPS":
+			https = value
 		}
 		e.add(name, value)
 	}
@@ -113,9 +119,15 @@ func (e *environ) normalise(params []byte, scriptName string) outcome {
 		e.addString("CONTENT_TYPE", contentType)
 	}
 	e.addString("QUERY_STRING", query)
-	e.addString("SERVER_NAME", serverName(server, host))
-	e.addString("SERVER_PORT", or(port, defaultPort))
-	e.addString("SERVER_PROTOCOL", or(proto, defaultProtocol))
+	scheme, standardPort := schemeAndPort(scheme, https)
+	name, hostPort := splitHost(host)
+	if len(server) == 1 && server[0] == '_' { // nginx's catch-all
+		server = nil
+	}
+	e.addString("REQUEST_SCHEME", scheme)
+	e.addString("SERVER_NAME", firstOf(server, name, defaultHost))
+	e.addString("SERVER_PORT", firstOf(port, hostPort, standardPort))
+	e.addString("SERVER_PROTOCOL", firstOf(proto, defaultProtocol))
 	if o := e.addPath(script, path, document, scriptName); o != ok {
 		return o
 	}
@@ -187,24 +199,54 @@ func (e *environ) addString(name string, value []byte) {
 	e.block = append(e.block, 0)
 }
 
-var defaultPort, defaultProtocol, defaultHost = []byte("80"), []byte("HTTP/1.1"), []byte("localhost")
+// What stands where the front says nothing, because PEP 3333 and RFC 3875 want
+// something there.
+var (
+	schemeHTTP, portHTTP   = []byte("http"), []byte("80")
+	schemeHTTPS, portHTTPS = []byte("https"), []byte("443")
+	defaultHost            = []byte("localhost")
+	defaultProtocol        = []byte("HTTP/1.1")
+)
 
-func or(value, def []byte) []byte {
-	if len(value) > 0 {
-		return value
+func firstOf(values ...[]byte) []byte {
+	for _, v := range values {
+		if len(v) > 0 {
+			return v
+		}
 	}
-	return def
+	return nil
 }
 
-// serverName is never empty, as PEP 3333 has it. nginx's catch-all is called "_".
-func serverName(server, host []byte) []byte {
-	if len(server) > 0 && !(len(server) == 1 && server[0] == '_') {
-		return server
+// schemeAndPort are the scheme of the client's URL and its standard port. Of the
+// two variables that fronts say it by, HTTPS counts where it is there: nginx's
+// stock parameters have it only for https, others have "off".
+func schemeAndPort(scheme, https []byte) (s, port []byte) {
+	secure := false
+	switch strings.ToLower(string(https)) {
+	case "on", "1", "yes", "true", "https":
+		secure = true
+	case "":
+		secure = bytes.EqualFold(scheme, schemeHTTPS)
 	}
-	if i := bytes.LastIndexByte(host, ':'); i > 0 && bytes.IndexByte(host[i:], ']') < 0 {
-		host = host[:i]
+	if secure {
+		return schemeHTTPS, portHTTPS
 	}
-	return or(host, defaultHost)
+	return schemeHTTP, portHTTP
+}
+
+// splitHost takes the value of a Host field apart; port is empty where it has none.
+func splitHost(host []byte) (name, port []byte) {
+	i := bytes.LastIndexByte(host, ':')
+	if i <= 0 || bytes.IndexByte(host[i:], ']') >= 0 {
+		return host, nil
+	}
+	name, port = host[:i], host[i+1:]
+	for _, c := range port {
+		if c < '0' || c > '9' {
+			return name, nil
+		}
+	}
+	return name, port
 }
 
 // nameBytes are the bytes of a parameter's name that can't be taken for

@@ -24,12 +24,14 @@ _HOP_BY_HOP = frozenset((
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
     "te", "trailer", "trailers", "transfer-encoding", "upgrade"))
 
-# An application uses the same few statuses and names again and again, so each
-# is checked once. Beyond the limit, which only names made from data reach,
-# nothing more is remembered.
+# An application uses the same few statuses and headers again and again, so what
+# was checked and encoded is remembered. Where data make them differ, all is
+# forgotten when there are too many.
 _REMEMBERED = 512
-_statuses = {}  # status: (code, "Status: ...\r\n")
+_REMEMBERED_LINE = 256  # bytes of the longest
+_statuses = {}  # status: (code, its line)
 _names = {}  # name: whether it is Content-Length
+_lines = {}  # (name, value): (its line, the length that it says or None)
 
 
 class Answer:
@@ -293,37 +295,27 @@ def _header_block(status, headers):
     """Returns the code, the header block but for its last line, and Content-Length or None."""
     if type(status) is not str:
         raise TypeError("status must be a str, got %s" % type(status).__name__)
-    code, block = _statuses.get(status) or _checked_status(status)
+    code, line = _statuses.get(status) or _checked_status(status)
     if type(headers) is not list:
         raise TypeError("headers must be a list of (name, value) tuples, got %s" % type(headers).__name__)
     length = None
+    lines = [line]
     for header in headers:
-        if type(header) is not tuple or len(header) != 2:
-            raise TypeError("header must be a (name, value) tuple, got %r" % (header,))
-        name, value = header
-        if type(name) is not str or type(value) is not str:
-            raise TypeError("name and value of a header must be str, got %r" % (header,))
-        is_length = _names.get(name)
-        if is_length is None:
-            is_length = _checked_name(name)
-        if is_length:
+        try:
+            known = _lines.get(header)
+        except TypeError:  # it can't be a key, so it is no tuple of strings
+            known = None
+        line, number = known or _checked_header(header)
+        lines.append(line)
+        if number is not None:
             if length is not None:
-                raise ValueError("Content-Length is given twice: %d and %r" % (length, value))
-            if not (value.isascii() and value.isdigit() and len(value) < 20):
-                raise ValueError("Content-Length is %r, not a number of bytes" % value)
-            length = int(value)
-        block += name + ": " + value + "\r\n"
-    try:
-        encoded = block.encode("latin-1")
-    except UnicodeEncodeError:
-        _refuse_value(headers)
-        raise
-    if encoded.translate(None, _PRINTABLE) != _CRLF * (len(headers) + 1):
-        _refuse_value(headers)
+                raise ValueError("Content-Length is given twice: %d and %d" % (length, number))
+            length = number
+    block = b"".join(lines)
     # Room for the Content-Length that the host may add, and the empty line.
-    if len(encoded) > MAX_HEADER_BLOCK - 48:
-        raise ValueError("header block of %d bytes, at most %d" % (len(encoded), MAX_HEADER_BLOCK - 48))
-    return code, encoded, length
+    if len(block) > MAX_HEADER_BLOCK - 48:
+        raise ValueError("header block of %d bytes, at most %d" % (len(block), MAX_HEADER_BLOCK - 48))
+    return code, block, length
 
 
 def _checked_status(status):
@@ -331,10 +323,34 @@ def _checked_status(status):
     if not match:
         raise ValueError("status is %r, want three digits (200 to 599), a space and a reason "
                          "of printable latin-1 characters" % status)
-    known = int(match.group(1)), "Status: " + status + "\r\n"
-    if len(_statuses) < _REMEMBERED:
-        _statuses[status] = known
-    return known
+    line = ("Status: %s\r\n" % status).encode("latin-1")
+    return _remember(_statuses, status, (int(match.group(1)), line), len(line))
+
+
+def _checked_header(header):
+    """Returns the line of a header, and the number of bytes that it says if it is Content-Length."""
+    if not isinstance(header, tuple) or len(header) != 2:
+        raise TypeError("header must be a (name, value) tuple, got %r" % (header,))
+    name, value = header
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError("name and value of a header must be str, got %r" % (header,))
+    is_length = _names.get(name)
+    if is_length is None:
+        is_length = _checked_name(name)
+    number = None
+    if is_length:
+        if not (value.isascii() and value.isdigit() and len(value) < 20):
+            raise ValueError("Content-Length is %r, not a number of bytes" % value)
+        number = int(value)
+    try:
+        encoded = value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError("header %s: %r has a character beyond latin-1" % (name, value)) from None
+    refused = encoded.translate(None, _PRINTABLE)
+    if refused:
+        raise ValueError("header %s: %r has the control character %r" % (name, value, chr(refused[0])))
+    line = b"%s: %s\r\n" % (name.encode("ascii"), encoded)
+    return _remember(_lines, header, (line, number), len(line))
 
 
 def _checked_name(name):
@@ -345,19 +361,15 @@ def _checked_name(name):
         raise ValueError("header %s is hop-by-hop, the web server's own (PEP 3333)" % name)
     if lower == "status":
         raise ValueError("header Status is not allowed: the status is start_response's first argument")
-    if len(_names) < _REMEMBERED:
-        _names[name] = lower == "content-length"
-    return lower == "content-length"
+    return _remember(_names, name, lower == "content-length", len(name))
 
 
-def _refuse_value(headers):
-    for name, value in headers:
-        for character in value:
-            if ord(character) > 255:
-                raise ValueError("header %s: %r has a character beyond latin-1" % (name, value))
-            if ord(character) not in _PRINTABLE:
-                raise ValueError("header %s: %r has the control character %r" % (name, value, character))
-    raise AssertionError("headers changed while they were checked")
+def _remember(known, key, value, size):
+    if size <= _REMEMBERED_LINE:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[key] = value
+    return value
 
 
 def _wrong_block(data):

@@ -10,7 +10,6 @@ from .worker import Unfit
 
 _HEAD = REQUEST_HEAD.size
 _EMPTY = Empty()
-_HTTPS = frozenset(("on", "1", "yes", "true", "https"))
 
 # The supervisor may take a slot for idle as soon as it has LAST. An application
 # that does long work once its Content-Length is reached (in close(), after its
@@ -98,8 +97,8 @@ def _serve(worker, connection):
 
         environ.update(shared)
         environ["wsgi.input"] = _EMPTY if body is None else body
-        _complete(environ)
-        answer = Answer(connection, number, environ["REQUEST_METHOD"] == "HEAD")
+        environ["wsgi.url_scheme"] = environ.get("REQUEST_SCHEME", "http")
+        answer = Answer(connection, number, environ.get("REQUEST_METHOD") == "HEAD")
         if held:
             answer.hold = True
             held -= 1
@@ -181,27 +180,8 @@ def _is_abort(error):
     return False
 
 
-def _complete(environ):
-    """Sets what PEP 3333 wants to be there and the front web server may have left out."""
-    https = environ.get("HTTPS")
-    secure = https.lower() in _HTTPS if https else environ.get("REQUEST_SCHEME") == "https"
-    environ["wsgi.url_scheme"] = "https" if secure else "http"
-    default = environ.setdefault
-    default("REQUEST_METHOD", "GET")
-    default("SCRIPT_NAME", "")
-    default("PATH_INFO", "")
-    default("QUERY_STRING", "")
-    default("SERVER_PROTOCOL", "HTTP/1.0")
-    if not (environ.get("SERVER_NAME") and environ.get("SERVER_PORT")):
-        name, colon, port = environ.get("HTTP_HOST", "").rpartition(":")
-        if not (colon and port.isdigit()):
-            name, port = environ.get("HTTP_HOST", ""), "443" if secure else "80"
-        environ["SERVER_NAME"] = environ.get("SERVER_NAME") or name or "localhost"
-        environ["SERVER_PORT"] = environ.get("SERVER_PORT") or port
-
-
 def _named(environ):
     """Returns method, path and id of a request, safe to stand in a log line."""
-    url = environ.get("REQUEST_URI") or environ["SCRIPT_NAME"] + environ["PATH_INFO"]
-    identity = environ.get("REQUEST_ID")
-    return ascii("%s %s%s" % (environ["REQUEST_METHOD"], url, " (%s)" % identity if identity else ""))[1:-1]
+    get = environ.get
+    url = get("REQUEST_URI") or "%s%s" % (get("SCRIPT_NAME"), get("PATH_INFO"))
+    return ascii("%s %s (%s)" % (get("REQUEST_METHOD"), url, get("REQUEST_ID")))[1:-1]

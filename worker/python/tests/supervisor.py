@@ -37,6 +37,7 @@ def environ(method="GET", path="/", **extra):
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "example.org", "SERVER_PORT": "80", "REQUEST_SCHEME": "http",
         "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_SOFTWARE": "nginx/1.22.1", "REMOTE_ADDR": "127.0.0.1",
         "REMOTE_PORT": "40000", "HTTP_HOST": "example.org", "HTTP_USER_AGENT": "curl/7.88.1", "HTTP_ACCEPT": "*/*",
+        "REQUEST_ID": "0123456789abcdef",
     }
     names.update(extra)
     return {name: value for name, value in names.items() if value is not None}
