@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,8 @@ type conn struct {
 	srv *Server
 	nc  net.Conn
 	raw syscall.RawConn
+
+	doubted atomic.Bool // the rechecker has it
 
 	// The reader's own: where it stands in the stream. What a read brought is
 	// consumed whole, so nothing but this is kept between two reads.
@@ -215,7 +218,12 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			c.err = err
 			return true
 		}
-		c.startReady(false)
+		drained := n < len(buf)
+		c.startReady(drained)
+		if drained && !c.last {
+			c.srv.doubt(c)
+			return false
+		}
 	}
 }
 

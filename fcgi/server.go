@@ -40,6 +40,8 @@ type Server struct {
 	// accept errors. nil discards it.
 	Logger *slog.Logger
 
+	recheck rechecker
+
 	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -302,6 +303,44 @@ func TestLeavingIsNoticed(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A client that has left, or only stopped sending, before its request is read is
+// noticed too, though the poller tells of both together.
+func TestLeavingBeforeItIsRead(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			address := "127.0.0.1:0"
+			if network == "unix" {
+				address = filepath.Join(t.TempDir(), "s")
+			}
+			l, err := net.Listen(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone, half := connect(t, l.Addr()), connect(t, l.Addr())
+			for _, p := range []*peer{gone, half} {
+				p.send(begin(1), params(1), stdin(1, ""))
+				p.nc.(interface{ CloseWrite() error }).CloseWrite()
+			}
+			gone.nc.Close()
+
+			noticed := make(chan struct{}, 2)
+			s := &Server{Handler: func(r *Request) {
+				<-r.Gone()
+				noticed <- struct{}{}
+				r.End(0)
+			}}
+			go s.Serve(l) // ends with Close
+			within(t, "the notice of the first", noticed)
+			within(t, "the notice of the second", noticed)
+			if _, err := io.Copy(io.Discard, half.br); err != nil {
+				t.Errorf("the connection ended with %v", err)
+			}
+			until(t, "all connections are gone", func() bool { return s.Stats().Conns == 0 })
+			s.Close()
+		})
 	}
 }
 
