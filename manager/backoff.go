@@ -6,23 +6,38 @@ import (
 	"time"
 )
 
+const (
+	firstWait = 100 * time.Millisecond
+	maxWait   = 30 * time.Second
+)
+
 // A backoff spaces out the starts of a pool's workers while they fail: a
-// moment after the first failure, then twice as long each time.
+// moment after the first failure, then twice as long each time. Workers that
+// fail together, as those of a pool do, count as one failure.
 type backoff struct {
 	mu       sync.Mutex
 	failures int
+	next     time.Time // no start before
 }
 
+// fail notes that a worker did not come up, or did not live.
 func (b *backoff) fail() {
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if now.Before(b.next) {
+		return
+	}
+	d := min(firstWait<<min(b.failures, 20), maxWait)
 	b.failures++
-	b.mu.Unlock()
+	// A quarter more or less: pools that fell together need not rise together.
+	b.next = now.Add(d*3/4 + rand.N(d/2))
 }
 
 func (b *backoff) reset() {
 	b.mu.Lock()
-	b.failures = 0
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	b.failures, b.next = 0, time.Time{}
 }
 
 // failing reports whether so much has failed in a row that the next start is
@@ -33,14 +48,9 @@ func (b *backoff) failing() bool {
 	return b.failures >= 3
 }
 
-// delay is how long the next start should wait: a quarter more or less, so that pools
-// that fell together do not rise together.
+// delay is how long the next start should wait.
 func (b *backoff) delay() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.failures == 0 {
-		return 0
-	}
-	d := min(firstWait<<min(b.failures-1, 20), maxWait)
-	return d*3/4 + rand.N(d/2)
+	return max(0, time.Until(b.next))
 }

@@ -88,22 +88,41 @@ func listenUnix(a Address, cfg *PoolConfig) (_ *listener, err error) {
 	if err := setBacklog(l, cfg.ListenBacklog); err != nil {
 		return nil, err
 	}
-	if cfg.ListenOwner >= 0 || cfg.ListenGroup >= 0 {
-		if err := os.Lchown(temp, cfg.ListenOwner, cfg.ListenGroup); err != nil {
-			return nil, err
-		}
-	}
-	if err := os.Chmod(temp, cfg.ListenMode); err != nil {
+	st, err := dress(temp, cfg)
+	if err != nil {
 		return nil, err
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(temp, &st); err != nil {
-		return nil, &os.PathError{Op: "lstat", Path: temp, Err: err}
 	}
 	if err := os.Rename(temp, a.Address); err != nil {
 		return nil, err
 	}
 	return &listener{Listener: l, addr: a, dev: st.Dev, ino: st.Ino}, nil
+}
+
+// dress gives the socket at path its owner, group and mode. It holds on to the
+// file by a descriptor: in a folder where others may write, the name could become a
+// link to something else between two steps.
+func dress(path string, cfg *PoolConfig) (st unix.Stat_t, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return st, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return st, &os.PathError{Op: "fstat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return st, fmt.Errorf("%s was a socket a moment ago: somebody else writes in this folder", path)
+	}
+	if cfg.ListenOwner >= 0 || cfg.ListenGroup >= 0 {
+		if err := unix.Fchownat(fd, "", cfg.ListenOwner, cfg.ListenGroup, unix.AT_EMPTY_PATH); err != nil {
+			return st, &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+	}
+	// A descriptor of this kind has no fchmod.
+	if err := os.Chmod("/proc/self/fd/"+strconv.Itoa(fd), cfg.ListenMode); err != nil {
+		return st, fmt.Errorf("chmod %s: %w", path, err)
+	}
+	return st, nil
 }
 
 // maxSocketPath is what sun_path holds, less its final NUL.

@@ -91,7 +91,7 @@ func (f *lineFile) Write(line []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.kept) == 0 {
-		return f.w.Write(line)
+		return len(line), f.writeLocked(line)
 	}
 	f.kept = append(f.kept, line...)
 	return len(line), f.flushLocked()
@@ -120,14 +120,18 @@ func (f *lineFile) flush() {
 	_ = f.flushLocked()
 }
 
-// flushLocked writes what is kept. It is held over I/O, so that lines stay in
-// order; a log that can't be written loses lines rather than requests.
 func (f *lineFile) flushLocked() error {
 	if len(f.kept) == 0 {
 		return nil
 	}
-	_, err := f.w.Write(f.kept)
-	f.kept = f.kept[:0]
+	defer func() { f.kept = f.kept[:0] }()
+	return f.writeLocked(f.kept)
+}
+
+// writeLocked writes whole lines. The lock is held over it, so that lines stay in
+// order; a log that can't be written loses lines rather than requests.
+func (f *lineFile) writeLocked(lines []byte) error {
+	_, err := f.w.Write(lines)
 	if err != nil && !f.failed {
 		os.Stderr.WriteString("fpmd: write the log: " + err.Error() + ": lines are lost until it works again\n")
 	}

@@ -22,6 +22,8 @@ func TestMain(m *testing.M) {
 		os.Exit(echoWorker())
 	case "exchange worker":
 		os.Exit(exchangeWorker())
+	case "half-hearted worker":
+		os.Exit(halfHeartedWorker())
 	case "supervisor":
 		os.Exit(testSupervisor())
 	default:

@@ -100,6 +100,9 @@ func (m *Manager) claim(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("runtime_dir: %w", err)
 	}
+	if err := oursAlone(dir); err != nil {
+		return fmt.Errorf("runtime_dir %s: %w", dir, err)
+	}
 	lock, err := lockFile(filepath.Join(dir, "lock"))
 	if err != nil {
 		return fmt.Errorf("runtime_dir %s: %w", dir, err)
@@ -111,6 +114,22 @@ func (m *Manager) claim(dir string) error {
 	}
 	if err := os.Mkdir(m.socks, 0o700); err != nil {
 		return fmt.Errorf("folder for worker sockets: %w", err)
+	}
+	return nil
+}
+
+// oursAlone refuses a folder in which somebody else could put sockets of his own
+// in the place of our workers'.
+func oursAlone(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("it belongs to user %d, who could replace the workers' sockets: want a folder of user %d, or of root", st.Uid, os.Geteuid())
+	}
+	if st.Mode&0o022 != 0 {
+		return fmt.Errorf("others may write there (mode %#o), and replace the workers' sockets: chmod go-w, or choose a folder of its own", st.Mode&0o7777)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 			}
 		case holding:
 			if why == clientGone && !x.early {
-				p.offer(s, unanswered)
+				p.offer(s, ending{})
 				x.slot = nil
 				return clientGone
 			}
@@ -255,28 +255,28 @@ func (p *pool) refuseSecond(s *slot, o outcome, cause string) {
 	}
 }
 
-// What offer is told of an exchange that says nothing about the next one's
-// run time.
-const (
-	unanswered time.Duration = -1 // there was none, or no answer
-	unmeasured time.Duration = -2 // it took as long as its client did
-	pieces     time.Duration = -3 // its answer came in pieces, or was large
-)
+// An ending is what the pool learns of an exchange that gives its slot back. The zero
+// value: it had no answer, or there was none.
+type ending struct {
+	answered bool
+	large    bool          // the answer was, or came in pieces
+	ran      time.Duration // 0: as long as its client took, which tells nothing of the next
+}
 
-// offer gives a slot back that was taken and is greeted now; ran says how long
-// the exchange took that it has just answered. It reports whether somebody has it already.
-func (p *pool) offer(s *slot, ran time.Duration) (waited bool) {
+// offer gives a slot back that was taken and is greeted now. It reports whether
+// somebody has it already.
+func (p *pool) offer(s *slot, e ending) (waited bool) {
 	w := s.w
 	p.mu.Lock()
-	if ran != unanswered {
+	if e.answered {
 		w.served++
 	}
-	if ran == pieces {
+	switch {
+	case e.large:
 		p.plain = 0
-	}
-	if ran >= 0 {
+	case e.ran > 0:
 		p.plain++
-		p.recent += (min(ran, secondWait) - p.recent) / recentShare
+		p.recent += (min(e.ran, secondWait) - p.recent) / recentShare
 	}
 	p.open.remove(&s.link)
 	if x := s.behind; x != nil {

@@ -87,6 +87,18 @@ type site struct {
 // newSite starts a pool whose seconds wait as long as patience says.
 func newSite(t *testing.T, workers int, patience time.Duration) *site {
 	t.Helper()
+	s := startSite(t, t.Output(), "exchange worker", fmt.Sprintf("threads = 1\nworkers = %d", workers), func(p *pool) {
+		p.patience = patience
+		p.recent, p.plain = 0, manyPlain
+	})
+	await(t, "all workers", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.idle) == workers })
+	return s
+}
+
+// startSite starts a pool of workers that the test binary is, and waits until it
+// is ready. prepare, unless nil, comes before the start.
+func startSite(t *testing.T, log io.Writer, as, settings string, prepare func(*pool)) *site {
+	t.Helper()
 	dir := t.TempDir()
 	for _, pipe := range []string{"a", "b"} {
 		if err := unix.Mkfifo(filepath.Join(dir, pipe), 0o600); err != nil {
@@ -103,22 +115,22 @@ command = ["env", %q, %q]
 directory = %q
 user = %q
 allow_root = true
-threads = 1
-workers = %d
-`, filepath.Join(dir, "run"), filepath.Join(dir, "sock"), testAs+"=exchange worker", os.Args[0], dir, me(t), workers), 0o600); err != nil {
+%s
+`, filepath.Join(dir, "run"), filepath.Join(dir, "sock"), testAs+"="+as, os.Args[0], dir, me(t), settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := Load(file, LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := New(cfg, Options{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	m, err := New(cfg, Options{Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := m.pools[0]
-	p.patience = patience
-	p.recent, p.plain = 0, manyPlain
+	if prepare != nil {
+		prepare(p)
+	}
 	m.Start()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -126,9 +138,7 @@ workers = %d
 		m.Stop(ctx)
 	})
 	<-m.Ready()
-	s := &site{pool: p, t: t, dir: dir, client: fcgi.Client{Network: "unix", Address: filepath.Join(dir, "sock")}}
-	await(t, "all workers", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.idle) == workers })
-	return s
+	return &site{pool: p, t: t, dir: dir, client: fcgi.Client{Network: "unix", Address: filepath.Join(dir, "sock")}}
 }
 
 func me(t *testing.T) string {

@@ -163,7 +163,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		}
 		if a.Withdrawn {
 			x.bounced = true
-			x.giveBack(unanswered)
+			x.giveBack(ending{})
 			return ok, true
 		}
 		if a.Status != 0 {
@@ -230,20 +230,12 @@ func (x *exchange) takeBack() bool {
 // one behind it to come with the same read.
 const smallAnswer = 16 << 10
 
-// ran is what the pool is to know of an exchange that is answered now.
-func (x *exchange) ran(began time.Time) time.Duration {
-	if x.pieces || x.bytes > smallAnswer {
-		return pieces
-	}
-	return time.Since(began)
-}
-
 // giveBack gives the slot back, and reports whether somebody has it already.
-func (x *exchange) giveBack(ran time.Duration) (waited bool) {
+func (x *exchange) giveBack(e ending) (waited bool) {
 	s := x.slot
 	x.req.Watch(nil)
 	x.slot = nil
-	return x.pool.offer(s, ran)
+	return x.pool.offer(s, e)
 }
 
 // finish ends an exchange whose answer has ended. Where somebody waits for the
@@ -253,7 +245,7 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 	s := x.slot
 	if !x.all {
 		x.req.Watch(nil)
-	} else if x.giveBack(x.ran(began)) {
+	} else if x.giveBack(ending{answered: true, large: x.pieces || x.bytes > smallAnswer, ran: time.Since(began)}) {
 		runtime.Gosched() // he sends his request first: the worker is idle until then
 	}
 	switch {
@@ -292,7 +284,7 @@ func (x *exchange) endBody(s *slot) {
 	x.pump.Wait()
 	inTime := stuck.Stop() // else an Abort is under way, which may hit the slot's next exchange
 	if x.bodySent && inTime {
-		x.pool.offer(s, unmeasured)
+		x.pool.offer(s, ending{answered: true})
 		return
 	}
 	s.Close() // it holds no exchange that could be abandoned: its answer is complete

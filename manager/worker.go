@@ -182,7 +182,19 @@ func (w *worker) start(ctx context.Context) error {
 		return fmt.Errorf("worker %d of pool %s: %w", w.id, cfg.Name, err)
 	}
 	w.log.Info("worker ready", "slots", proc.slots, "after", time.Since(began).Round(time.Millisecond))
+	w.wg.Go(func() { w.greetings(greeted, proc.slots-1) }) // ends at deadline, or with the process
 	return nil
+}
+
+// greetings awaits the other slots' greetings: a worker that takes fewer exchanges at once than
+// it said is replaced.
+func (w *worker) greetings(greeted <-chan error, n int) {
+	for range n {
+		if err := <-greeted; err != nil && !w.over() {
+			w.log.Error("worker greets fewer slots than it has", "slots", len(w.slots), "cause", err, "next", "replace it")
+			w.retire("a slot was not greeted")
+		}
+	}
 }
 
 // connect dials the worker for s, waits until the worker greets it, which it
@@ -199,7 +211,7 @@ func (w *worker) connect(s *slot, deadline time.Time) error {
 		w.gen.pool.discard(s)
 		return err
 	}
-	w.gen.pool.offer(s, unanswered)
+	w.gen.pool.offer(s, ending{})
 	return nil
 }
 
@@ -376,7 +388,5 @@ func (g *generation) retire(cause string) {
 const (
 	// goodLife is how long a worker must have been ready for its death not to
 	// count as a failed start, if it has served nothing.
-	goodLife  = time.Second
-	firstWait = 100 * time.Millisecond
-	maxWait   = 30 * time.Second
+	goodLife = time.Second
 )

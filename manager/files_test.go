@@ -1,0 +1,127 @@
+package manager
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Unix socket has owner, group and mode from the moment that it has its name, in
+// the place of what a dead process left; one that is in use stays.
+func TestListenUnix(t *testing.T) {
+	owner, group := os.Geteuid(), os.Getegid()
+	if owner == 0 {
+		owner, group = 65534, 65533
+	}
+	path := filepath.Join(t.TempDir(), "sock")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+
+	cfg := &PoolConfig{Name: "app", ListenOwner: owner, ListenGroup: group, ListenMode: 0o624, ListenBacklog: 8}
+	a := Address{Network: "unix", Address: path}
+	l, err := listen(a, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi.Mode() != os.ModeSocket|0o624 {
+		t.Errorf("mode %v", fi.Mode())
+	}
+	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != owner || int(st.Gid) != group {
+		t.Errorf("belongs to %d and %d, want %d and %d", st.Uid, st.Gid, owner, group)
+	}
+	if _, err := listen(a, cfg); err == nil || !strings.Contains(err.Error(), "another process is listening there") {
+		t.Errorf("listening a second time: %v", err)
+	}
+	l.close()
+	wantEmpty(t, filepath.Dir(path))
+}
+
+// A link in the socket's place is not followed, and what it points to stays as it is.
+func TestDressFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	cfg := &PoolConfig{ListenOwner: -1, ListenGroup: -1, ListenMode: 0o666}
+	for _, path := range []string{link, target} {
+		if _, err := dress(path, cfg); err == nil {
+			t.Errorf("%s is dressed as a socket", path)
+		}
+	}
+	if fi, err := os.Stat(target); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("the target is %v now, %v", fi.Mode(), err)
+	}
+}
+
+// The runtime folder is one where nobody else can put a socket in a worker's place.
+func TestRuntimeDirIsOurs(t *testing.T) {
+	claim := func(dir string) error {
+		m := &Manager{log: slog.New(slog.DiscardHandler)}
+		defer m.release()
+		return m.claim(dir)
+	}
+	dir := filepath.Join(t.TempDir(), "run")
+	if err := claim(dir); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(dir); err == nil || !strings.Contains(err.Error(), "others may write there (mode 01777)") {
+		t.Errorf("a folder where all may write: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		return // only root can make a folder that is somebody else's
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, 65534, -1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(dir); err == nil || !strings.Contains(err.Error(), "it belongs to user 65534") {
+		t.Errorf("a folder of somebody else's: %v", err)
+	}
+}
+
+// A log that can't be written is complained of once, on standard error.
+func TestLogThatCannotBeWritten(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	stderr := os.Stderr
+	os.Stderr = w
+	defer func() { os.Stderr = stderr }()
+
+	log, logs, err := OpenLogs(Supervisor{Log: "/dev/full"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("one")
+	log.Info("two")
+	logs.Close()
+	w.Close()
+	said, _ := io.ReadAll(r)
+	if want := "fpmd: write the log: write /dev/full: " + unix.ENOSPC.Error(); strings.Count(string(said), want) != 1 {
+		t.Errorf("said %q, want %q once", said, want)
+	}
+}
