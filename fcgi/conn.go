@@ -213,6 +213,7 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			c.err = io.EOF
 			return true
 		}
+		first := !c.sawData
 		c.sawData = true
 		if err := c.consume(buf[:n]); err != nil {
 			c.err = err
@@ -220,7 +221,9 @@ func (c *conn) readable(fd uintptr) (done bool) {
 		}
 		drained := n < len(buf)
 		c.startReady(drained)
-		if drained && !c.last {
+		// A connection that waited in the backlog is likelier to have been left
+		// meanwhile than one that is kept: its first request is worth the read.
+		if drained && !first && !c.last {
 			c.srv.doubt(c)
 			return false
 		}

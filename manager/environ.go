@@ -234,17 +234,17 @@ func schemeAndPort(scheme, https []byte) (s, port []byte) {
 	return schemeHTTP, portHTTP
 }
 
-// splitHost takes the value of a Host field apart; port is empty where it has none.
+// splitHost takes the value of a Host field apart, as far as it is one.
 func splitHost(host []byte) (name, port []byte) {
-	i := bytes.LastIndexByte(host, ':')
-	if i <= 0 || bytes.IndexByte(host[i:], ']') >= 0 {
-		return host, nil
+	name = host
+	if i := bytes.LastIndexByte(host, ':'); i >= 0 && bytes.IndexByte(host[i:], ']') < 0 {
+		name, port = host[:i], host[i+1:]
 	}
-	name, port = host[:i], host[i+1:]
-	for _, c := range port {
-		if c < '0' || c > '9' {
-			return name, nil
-		}
+	if bytes.IndexByte(name, ':') >= 0 && !bytes.HasPrefix(name, []byte("[")) {
+		return nil, nil // it is none
+	}
+	if n, err := strconv.ParseUint(string(port), 10, 16); err != nil || n == 0 {
+		return name, nil
 	}
 	return name, port
 }

@@ -84,6 +84,19 @@ func TestRuntimeDirIsOurs(t *testing.T) {
 	if err := claim(dir); err != nil {
 		t.Error(err)
 	}
+	parent := filepath.Dir(dir)
+	if err := os.Chmod(parent, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(dir); err == nil || !strings.Contains(err.Error(), "others may write in the folder that it is in (mode 0777)") {
+		t.Errorf("in a folder where all may write: %v", err)
+	}
+	if err := os.Chmod(parent, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(dir); err != nil {
+		t.Errorf("in a folder such as /tmp: %v", err)
+	}
 	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}

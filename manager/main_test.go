@@ -23,7 +23,9 @@ func TestMain(m *testing.M) {
 	case "exchange worker":
 		os.Exit(exchangeWorker())
 	case "half-hearted worker":
-		os.Exit(halfHeartedWorker())
+		os.Exit(halfHeartedWorker(false))
+	case "short-lived worker":
+		os.Exit(halfHeartedWorker(true))
 	case "supervisor":
 		os.Exit(testSupervisor())
 	default:

@@ -131,6 +131,12 @@ func oursAlone(dir string) error {
 	if st.Mode&0o022 != 0 {
 		return fmt.Errorf("others may write there (mode %#o), and replace the workers' sockets: chmod go-w, or choose a folder of its own", st.Mode&0o7777)
 	}
+	if err := unix.Stat(dir+"/..", &st); err != nil {
+		return err
+	}
+	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+		return fmt.Errorf("others may write in the folder that it is in (mode %#o), and replace it: choose another place", st.Mode&0o7777)
+	}
 	return nil
 }
 

@@ -182,7 +182,7 @@ func (w *worker) start(ctx context.Context) error {
 		return fmt.Errorf("worker %d of pool %s: %w", w.id, cfg.Name, err)
 	}
 	w.log.Info("worker ready", "slots", proc.slots, "after", time.Since(began).Round(time.Millisecond))
-	w.wg.Go(func() { w.greetings(greeted, proc.slots-1) }) // ends at deadline, or with the process
+	go w.greetings(greeted, proc.slots-1) // ends when the goroutines do that connect
 	return nil
 }
 
@@ -190,7 +190,13 @@ func (w *worker) start(ctx context.Context) error {
 // it said is replaced.
 func (w *worker) greetings(greeted <-chan error, n int) {
 	for range n {
-		if err := <-greeted; err != nil && !w.over() {
+		err := <-greeted
+		if err == nil {
+			continue
+		}
+		select {
+		case <-w.leaving: // that is why; or the process has ended, of which a connection often tells first
+		case <-time.After(reapWait):
 			w.log.Error("worker greets fewer slots than it has", "slots", len(w.slots), "cause", err, "next", "replace it")
 			w.retire("a slot was not greeted")
 		}

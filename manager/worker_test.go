@@ -78,8 +78,8 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-// halfHeartedWorker says that it has two slots, and greets one.
-func halfHeartedWorker() int {
+// halfHeartedWorker says that it has two slots, and greets one; or it dies then.
+func halfHeartedWorker(dies bool) int {
 	start, err := protocol.Started()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -100,6 +100,9 @@ func halfHeartedWorker() int {
 			if _, err := c.Write(greeting); err != nil {
 				return 1
 			}
+		} else if dies {
+			fmt.Fprintln(os.Stderr, "no room for a second")
+			return 3
 		}
 	}
 }
@@ -128,4 +131,16 @@ func TestSlotNotGreeted(t *testing.T) {
 	startSite(t, log, "half-hearted worker", "threads = 2\nworkers = 1\nstart_timeout = \"1s\"\nstop_timeout = \"1s\"", nil)
 	await(t, "it is told", func() bool { return strings.Contains(log.String(), "worker greets fewer slots than it has") })
 	await(t, "another is ready", func() bool { return strings.Count(log.String(), "worker ready") == 2 })
+}
+
+// One that dies before it has greeted all is told of as that, with its last words.
+func TestDeathBeforeAllSlotsAreGreeted(t *testing.T) {
+	log := new(lines)
+	startSite(t, log, "short-lived worker", "threads = 2\nworkers = 1\nstop_timeout = \"1s\"", nil)
+	await(t, "its death is told", func() bool { return strings.Contains(log.String(), "level=ERROR msg=\"worker gone\"") })
+	await(t, "another is ready", func() bool { return strings.Count(log.String(), "worker ready") >= 2 })
+	said := log.String()
+	if !strings.Contains(said, "no room for a second") || strings.Contains(said, "greets fewer") {
+		t.Errorf("log:\n%s", said)
+	}
 }

@@ -302,8 +302,8 @@ def _header_block(status, headers):
     lines = [line]
     for header in headers:
         try:
-            known = _lines.get(header)
-        except TypeError:  # it can't be a key, so it is no tuple of strings
+            known = _lines.get(header) if type(header) is tuple else None
+        except Exception:  # it can't be a key, or compares in a way of its own
             known = None
         line, number = known or _checked_header(header)
         lines.append(line)
@@ -331,9 +331,12 @@ def _checked_header(header):
     """Returns the line of a header, and the number of bytes that it says if it is Content-Length."""
     if not isinstance(header, tuple) or len(header) != 2:
         raise TypeError("header must be a (name, value) tuple, got %r" % (header,))
-    name, value = header
+    name, value = tuple.__iter__(header)
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError("name and value of a header must be str, got %r" % (header,))
+    plain = type(header) is tuple and type(name) is str and type(value) is str
+    # Of a subclass, what it holds counts, and not what its methods say.
+    name, value = str.__str__(name), str.__str__(value)
     is_length = _names.get(name)
     if is_length is None:
         is_length = _checked_name(name)
@@ -350,7 +353,7 @@ def _checked_header(header):
     if refused:
         raise ValueError("header %s: %r has the control character %r" % (name, value, chr(refused[0])))
     line = b"%s: %s\r\n" % (name.encode("ascii"), encoded)
-    return _remember(_lines, header, (line, number), len(line))
+    return _remember(_lines, header, (line, number), len(line)) if plain else (line, number)
 
 
 def _checked_name(name):
