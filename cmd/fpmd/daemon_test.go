@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -80,6 +81,11 @@ func appDir(t *testing.T) string {
 	return dir
 }
 
+// writes counts the files that write has written.
+var writes atomic.Int64
+
+// write writes a file, a second younger than the last: Python, where it may keep what it
+// has compiled, knows sources apart by their size and by the second.
 func write(t *testing.T, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -87,6 +93,10 @@ func write(t *testing.T, path, content string) {
 	}
 	// Renamed into place: a worker that starts now reads the old or the new.
 	if err := os.WriteFile(path+".new", []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	age := time.Now().Add(time.Duration(writes.Add(1)) * time.Second)
+	if err := os.Chtimes(path+".new", age, age); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
