@@ -48,15 +48,25 @@ type conn struct {
 	small   []byte   // content of a record that is handled whole
 	ready   []*Request
 	sawData bool
-	grace   time.Time // the end of the last moment that is given when the server stops
-	last    bool      // that is over: what is there is read, and then the connection ends
-	err     error
+
+	unstarted int       // requests that have begun to arrive and were not started
+	clock     clock     // of what is still to come of them, and
+	waiting   time.Time // since when it runs; zero: it stands
+	alarm     *time.Timer
+	room      chan struct{} // unless nil: gives back a place among the listener's connections
+
+	grace time.Time // the end of the last moment that is given when the server stops
+	last  bool      // that is over: what is there is read, and then the connection ends
+	err   error
 
 	// wmu is held while whole records are written, by a request's goroutine or
 	// the reader. It is the one lock that is held over I/O: what it orders is the I/O.
 	wmu     sync.Mutex
 	out     []byte             // what send writes next
 	outErr  error              // why it can't
+	blocked time.Time          // since when it waits for room; zero: it does not
+	taking  clock              // of that
+	stalled *time.Timer        // kills the connection when that clock has run out
 	sending func(uintptr) bool // c.send, made once
 
 	// mu guards the active requests, all that is marked so in Request, and what
@@ -102,12 +112,13 @@ func (c *conn) serve() {
 			c.err = err
 			break
 		}
-		// Poked, by stop or by a body that has room again; or a grace is over.
+		// Poked, by stop, by a body that has room again, or by the clock; or a grace is over.
 		if c.expired() {
 			break
 		}
 	}
-	if errors.Is(c.err, errProtocol) {
+	c.unwait(0)
+	if errors.Is(c.err, errProtocol) || errors.Is(c.err, ErrSlow) {
 		c.srv.logger().Warn("connection closed", "client", c.nc.RemoteAddr().String(), "cause", c.err)
 	}
 	c.nc.Close()
@@ -120,15 +131,76 @@ func (c *conn) serve() {
 	c.srv.mu.Lock()
 	delete(c.srv.conns, c)
 	c.srv.mu.Unlock()
+	if c.room != nil {
+		<-c.room
+	}
+}
+
+// wait runs the clock, when the connection has no more to give for now but has
+// begun something: a request that can't be started yet, or a record.
+func (c *conn) wait() {
+	limit := c.srv.PeerTimeout
+	if limit == 0 || !c.waiting.IsZero() || c.unstarted == 0 && c.headLen == 0 && (c.left == 0 && c.pad == 0 || c.cur != nil) {
+		return
+	}
+	c.waiting = time.Now()
+	if c.alarm == nil {
+		c.alarm = time.AfterFunc(c.clock.left(limit), c.poke)
+	} else {
+		c.alarm.Reset(c.clock.left(limit))
+	}
+}
+
+// unwait stops the clock, because n bytes have come.
+func (c *conn) unwait(n int) {
+	if c.waiting.IsZero() {
+		return
+	}
+	c.alarm.Stop()
+	c.clock.wait(time.Since(c.waiting), n)
+	c.waiting = time.Time{}
+}
+
+// tooSlow gives up what has not arrived in time: its requests are handed to the
+// Handler as Slow, and the connection ends behind them.
+func (c *conn) tooSlow() (over bool) {
+	c.mu.Lock()
+	var slow []*Request
+	for _, r := range c.active {
+		if !r.started {
+			r.slow, r.started, r.stdinDone = true, true, false
+			slow = append(slow, r)
+		}
+	}
+	c.closing, c.unread = true, true
+	none := c.quietLocked()
+	c.mu.Unlock()
+	c.cur, c.unstarted = nil, 0
+	clear(c.ready)
+	c.ready = c.ready[:0]
+	if none {
+		c.err = c.clock.slow("sent", c.srv.PeerTimeout)
+	}
+	for _, r := range slow {
+		c.srv.run(r)
+	}
+	return none
 }
 
 // expired decides after a deadline whether the connection is over, and sets
 // the next one.
 func (c *conn) expired() (over bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	// Before anything is looked at: a poke that comes later than this is not lost.
 	c.nc.SetReadDeadline(time.Time{})
+	if !c.waiting.IsZero() {
+		c.unwait(0)
+		if c.clock.left(c.srv.PeerTimeout) <= 0 {
+			return c.tooSlow()
+		}
+		c.wait()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case c.killed:
 		return true
@@ -205,6 +277,7 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			continue
 		case errno == unix.EAGAIN:
 			c.startReady(true)
+			c.wait()
 			return c.last && c.quiet()
 		case errno != 0:
 			c.err = fmt.Errorf("read from the web server: %w", errno)
@@ -213,6 +286,7 @@ func (c *conn) readable(fd uintptr) (done bool) {
 			c.err = io.EOF
 			return true
 		}
+		c.unwait(n)
 		first := !c.sawData
 		c.sawData = true
 		if err := c.consume(buf[:n]); err != nil {
@@ -225,6 +299,7 @@ func (c *conn) readable(fd uintptr) (done bool) {
 		// meanwhile than one that is kept: its first request is worth the read.
 		if drained && !first && !c.last {
 			c.srv.doubt(c)
+			c.wait()
 			return false
 		}
 	}
@@ -297,8 +372,8 @@ func (c *conn) begin(h header) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		r := c.find(h.id)
-		if r == nil {
-			return nil // ended already: the specification has us ignore it (section 3.3)
+		if r == nil || r.slow {
+			return nil // ended already, or as good as: the specification has us ignore it (section 3.3)
 		}
 		if h.typ == typeParams && r.paramsDone {
 			return fmt.Errorf("%w: PARAMS for request %d after their end", errProtocol, h.id)
@@ -422,6 +497,7 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 	r := newRequest(c, id, role, keep)
 	c.active = append(c.active, r)
 	c.mu.Unlock()
+	c.unstarted++
 	return nil
 }
 
@@ -460,11 +536,12 @@ func (c *conn) startReady(drained bool) {
 	kept := c.ready[:0]
 	for _, r := range c.ready {
 		c.mu.Lock()
-		start := !r.gone && (r.stdinDone || r.tooLarge || len(r.in) >= readBuffer || drained && !r.soonWholeLocked())
+		start := !r.gone && (r.stdinDone || r.tooLarge || len(r.in) >= readBuffer || drained && !r.comingLocked())
 		r.started = start
 		gone := r.gone
 		c.mu.Unlock()
 		if start {
+			c.unstarted--
 			c.srv.run(r)
 		} else if !gone {
 			kept = append(kept, r)
@@ -487,6 +564,7 @@ func (c *conn) abort(id uint16) {
 	started := r.started
 	c.mu.Unlock()
 	if !started {
+		c.unstarted--
 		_ = r.End(0)
 	}
 }
@@ -525,6 +603,13 @@ func (c *conn) write(b []byte) error {
 	err := c.raw.Write(c.sending)
 	if err == nil {
 		err = c.outErr
+	}
+	if !c.blocked.IsZero() {
+		c.stalled.Stop()
+		c.unblock(0)
+		if limit := c.srv.PeerTimeout; err != nil && c.taking.left(limit) <= 0 {
+			err = c.taking.slow("took", limit)
+		}
 	}
 	c.out = nil
 	c.wmu.Unlock()
@@ -596,13 +681,40 @@ func (c *conn) send(fd uintptr) (done bool) {
 		switch {
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
+			c.block()
 			return false
 		case errno != 0:
 			c.outErr = errno
 			return true
 		default:
 			c.out = c.out[n:]
+			if !c.blocked.IsZero() {
+				c.unblock(n)
+			}
 		}
 	}
 	return true
+}
+
+// block runs the clock of a client that takes nothing. wmu is held.
+func (c *conn) block() {
+	limit := c.srv.PeerTimeout
+	if limit == 0 {
+		return
+	}
+	if !c.blocked.IsZero() {
+		c.unblock(0)
+	}
+	c.blocked = time.Now()
+	if c.stalled == nil {
+		c.stalled = time.AfterFunc(c.taking.left(limit), c.kill)
+	} else {
+		c.stalled.Reset(c.taking.left(limit))
+	}
+}
+
+// unblock stops that clock, because there was room for n bytes.
+func (c *conn) unblock(n int) {
+	c.taking.wait(time.Since(c.blocked), n)
+	c.blocked = time.Time{}
 }

@@ -4,9 +4,12 @@
 // records, parameters and streams; what a worker is, and how long one may
 // take, is its caller's concern.
 //
+// A client that is slow, and connections beyond what there may be, are kept
+// within the bounds that the Server was given.
+//
 // record.go is the wire, params.go the name-value pairs, conn.go reads a
-// connection, request.go is one request's streams, server.go accepts and
-// stops, client.go asks.
+// connection, clock.go says who is slow, request.go is one request's streams,
+// server.go accepts and stops, client.go asks.
 //
 // One goroutine reads a connection and owns what arrives on it; each request
 // runs in a goroutine of its own, and any number of them write to the

@@ -35,10 +35,12 @@ type Request struct {
 	received time.Time
 	params   []byte
 	tooLarge bool
+	arriving clock // of the body that Read waits for
 
 	// Guarded by conn.mu.
 	paramsDone bool
 	started    bool
+	slow       bool
 	stdinDone  bool // no STDIN will be stored any more
 	gone       bool
 	finished   bool
@@ -113,6 +115,10 @@ func (r *Request) Received() time.Time { return r.received }
 // Server.MaxParams; then it has none.
 func (r *Request) TooLarge() bool { return r.tooLarge }
 
+// Slow reports whether the request did not arrive within Server.PeerTimeout. What
+// has come of it may be anything, and is not to be used.
+func (r *Request) Slow() bool { return r.slow }
+
 // Params is the request's parameters as they were sent, to be walked with
 // NextParam: whole pairs, in any order, names possibly repeated.
 func (r *Request) Params() []byte { return r.params }
@@ -179,14 +185,14 @@ func (r *Request) storeLocked(b []byte) {
 	r.wakeLocked()
 }
 
-// soonWholeLocked reports whether the rest of the body is worth waiting for before
-// the request starts: its length is known, and fits the buffer. A client that
+// comingLocked reports whether more of the body is worth waiting for before
+// the request starts: its length is known, and the buffer has room. A client that
 // is slow to send it keeps nobody busy so. conn.mu is held.
-func (r *Request) soonWholeLocked() bool {
+func (r *Request) comingLocked() bool {
 	if r.length < 0 {
 		r.length = contentLength(r.params)
 	}
-	return r.length > 0 && r.length <= int64(r.conn.srv.bodyBuffer()) && r.conn.paused != r && r.spool == nil
+	return r.length > 0 && r.conn.paused != r && r.spool == nil
 }
 
 // contentLength is what CONTENT_LENGTH says; 0: nothing that helps.
@@ -242,7 +248,8 @@ func (r *Request) First() (b []byte, all bool) {
 }
 
 // Read reads the body, and waits where none has come. At the body's end it
-// returns io.EOF; when the client has left, ErrGone.
+// returns io.EOF; when the client has left, ErrGone; when it is too slow, an
+// error that wraps ErrSlow.
 func (r *Request) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -262,6 +269,7 @@ func (r *Request) Read(p []byte) (int, error) {
 			if r.inRead += n; r.inRead == len(r.in) {
 				r.in, r.inRead = r.in[:0], 0
 			}
+			r.arriving.wait(0, n)
 			r.resumeLocked()
 			c.mu.Unlock()
 			return n, nil
@@ -284,7 +292,29 @@ func (r *Request) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		c.mu.Unlock()
-		<-r.wake // filled by more, by the end, and by the client's leaving
+		if err := r.await(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// await waits for more of the body, for its end, for CloseBody, or for the client's leaving.
+func (r *Request) await() error {
+	limit := r.conn.srv.PeerTimeout
+	if limit == 0 {
+		<-r.wake
+		return nil
+	}
+	began := time.Now()
+	t := time.NewTimer(r.arriving.left(limit))
+	defer t.Stop()
+	select {
+	case <-r.wake:
+		r.arriving.wait(time.Since(began), 0)
+		return nil
+	case <-t.C:
+		r.arriving.wait(limit, 0)
+		return r.arriving.slow("sent", limit)
 	}
 }
 

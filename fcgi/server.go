@@ -32,6 +32,15 @@ type Server struct {
 	// MaxRequests bounds the requests at work at once on one connection; 0
 	// means 256. One more is ended with OVERLOADED.
 	MaxRequests int
+	// PeerTimeout bounds how long a client is waited for without its moving as much as
+	// 4 KiB: for parameters, for a body that is read or waited for before the
+	// Handler starts, and for room to write to; 0 means no bound. A request
+	// that has not arrived by then has Slow set; Read and the writing methods
+	// return ErrSlow. A connection without a request may be idle for ever.
+	PeerTimeout time.Duration
+	// MaxConns bounds the connections of one listener; 0 means no bound. Where
+	// they are all in use, the next wait in the listener's backlog.
+	MaxConns int
 	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
 	SpoolDir string
 	// Allow, unless nil, says whether a client may connect.
@@ -45,8 +54,10 @@ type Server struct {
 	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	most      int             // conns at once, since Stats was asked for it
 	idle      []chan *Request // runners that wait for a request, last to stop first
 	stopping  atomic.Bool     // set under mu
+	quit      chan struct{}   // closed then, if anybody has served
 	closing   bool            // Close, or a Shutdown out of time: what is accepted now is closed
 
 	// wg counts accept loops, readers, and runners at work. Shutdown waits for it.
@@ -107,6 +118,9 @@ func (s *Server) Serve(l net.Listener) error {
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
 	}
+	if s.quit == nil {
+		s.quit = make(chan struct{})
+	}
 	s.listeners[l] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()
@@ -118,16 +132,42 @@ func (s *Server) Serve(l net.Listener) error {
 		l.Close()
 	}()
 
+	var room chan struct{} // has an element for each connection
+	if s.MaxConns > 0 {
+		room = make(chan struct{}, s.MaxConns)
+	}
+	full := false
 	delay := time.Duration(0)
 	for {
+		if room != nil {
+			select {
+			case room <- struct{}{}:
+				full = false
+			default:
+				if !full {
+					s.logger().Warn("all connections are in use", "listen", l.Addr().String(), "connections", s.MaxConns, "next", "new ones wait until one ends")
+					full = true
+				}
+				select {
+				case room <- struct{}{}:
+				case <-s.quit:
+					return s.drainBacklog(l)
+				}
+			}
+		}
 		nc, err := l.Accept()
+		if err != nil && room != nil {
+			<-room
+		}
 		switch {
 		case err == nil:
 			if delay > 0 {
 				s.logger().Warn("accepting again", "listen", l.Addr().String())
 				delay = 0
 			}
-			s.open(nc)
+			if !s.open(nc, room) && room != nil {
+				<-room
+			}
 		case s.stopping.Load():
 			return s.drainBacklog(l)
 		case errors.Is(err, net.ErrClosed):
@@ -157,7 +197,7 @@ func (s *Server) drainBacklog(l net.Listener) error {
 		if err != nil {
 			return ErrServerClosed
 		}
-		s.open(nc)
+		s.open(nc, nil)
 	}
 	return ErrServerClosed
 }
@@ -180,28 +220,32 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// open starts the reader of a connection.
-func (s *Server) open(nc net.Conn) {
+// open starts the reader of a connection, which gives back its place in room,
+// unless that is nil, at its end.
+func (s *Server) open(nc net.Conn, room chan struct{}) (opened bool) {
 	if s.Allow != nil && !s.Allow(nc.RemoteAddr()) {
 		s.logger().Warn("connection refused", "client", nc.RemoteAddr().String(), "cause", "not among allowed_clients")
 		nc.Close()
-		return
+		return false
 	}
 	c, err := newConn(s, nc)
 	if err != nil {
 		s.logger().Error("connection given up", "cause", err)
 		nc.Close()
-		return
+		return false
 	}
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
 		nc.Close()
-		return
+		return false
 	}
 	s.conns[c] = struct{}{}
+	s.most = max(s.most, len(s.conns))
 	s.mu.Unlock()
+	c.room = room
 	s.wg.Go(c.serve) // ends when the client leaves, or at Shutdown or Close
+	return true
 }
 
 // run has the Handler answer r in another goroutine, one that has just ended a
@@ -266,6 +310,9 @@ func (s *Server) Close() error {
 
 func (s *Server) stop() {
 	s.mu.Lock()
+	if s.quit != nil && !s.stopping.Load() {
+		close(s.quit)
+	}
 	s.stopping.Store(true)
 	for _, ch := range s.idle {
 		ch <- nil // has room: a parked runner's channel is empty
@@ -305,11 +352,14 @@ func (s *Server) closeConns() {
 // Stats is a view of a Server at one moment.
 type Stats struct {
 	Conns int // open connections
+	Most  int // the most that there have been at once since the last call of Stats
 }
 
 // Stats counts what is open now.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Stats{Conns: len(s.conns)}
+	st := Stats{Conns: len(s.conns), Most: max(s.most, len(s.conns))}
+	s.most = len(s.conns)
+	return st
 }

@@ -61,6 +61,8 @@ type PoolConfig struct {
 	StopTimeout    time.Duration // from TERM to KILL; not 0
 	DrainTimeout   time.Duration // for requests to end before their worker is stopped; not 0
 	RequestTimeout time.Duration // for the application; 0: none
+	ClientTimeout  time.Duration // for the web server to send or take some KiB; 0: none
+	MaxConnections int           // of one listener
 	QueueSize      int           // requests that wait for a worker; 0: none may
 	QueueTimeout   time.Duration // how long one may wait; not 0
 	AccessLog      string        // absolute; "": none, "-": with the log
@@ -106,6 +108,8 @@ func Defaults() (Supervisor, PoolConfig) {
 		StopTimeout:    5 * time.Second,
 		DrainTimeout:   60 * time.Second,
 		RequestTimeout: 60 * time.Second,
+		ClientTimeout:  60 * time.Second,
+		MaxConnections: 16384,
 		QueueSize:      512,
 		QueueTimeout:   10 * time.Second,
 		MaxEnviron:     256 << 10,

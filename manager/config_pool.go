@@ -23,11 +23,12 @@ import (
 // Limits that are nobody's but the configuration's: beyond them is a slip of
 // the hand.
 const (
-	maxWorkers    = 1024 // of one pool
-	maxProcs      = 1024
-	maxQueueSize  = 1 << 20
-	maxBacklog    = 1<<16 - 1
-	minMaxEnviron = 4 << 10
+	maxWorkers        = 1024 // of one pool
+	maxProcs          = 1024
+	maxQueueSize      = 1 << 20
+	maxBacklog        = 1<<16 - 1
+	minMaxEnviron     = 4 << 10
+	maxMaxConnections = 1 << 20
 )
 
 var (
@@ -204,6 +205,8 @@ var poolSettings = []setting[draft]{
 	{"stop_timeout", func(v value, d *draft) { v.duration(&d.StopTimeout, false) }},
 	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},
 	{"request_timeout", func(v value, d *draft) { v.duration(&d.RequestTimeout, true) }},
+	{"client_timeout", func(v value, d *draft) { v.duration(&d.ClientTimeout, true) }},
+	{"max_connections", func(v value, d *draft) { v.integer(&d.MaxConnections, 1, maxMaxConnections) }},
 	{"queue_size", func(v value, d *draft) { v.integer(&d.QueueSize, 0, maxQueueSize) }},
 	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},
 	{"access_log", func(v value, d *draft) { v.path(&d.AccessLog, "", "-") }},

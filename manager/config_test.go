@@ -238,6 +238,8 @@ start_timeout = "1m30s"
 stop_timeout = "500ms"
 drain_timeout = "2m"
 request_timeout = "0s"
+client_timeout = "45s"
+max_connections = 100
 queue_size = 0
 queue_timeout = "1s"
 access_log = "-"
@@ -269,6 +271,7 @@ max_environ = "64KiB"
 		Umask: 0o027, Env: map[string]string{"A": "1", "b.c": ""},
 		Workers: 6, Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
+		ClientTimeout: 45 * time.Second, MaxConnections: 100,
 		QueueTimeout: time.Second, AccessLog: "-", MaxEnviron: 64 << 10,
 	}
 	if !reflect.DeepEqual(*cfg.Pools[0], pool) {
@@ -696,10 +699,11 @@ func checkConfig(t *testing.T, cfg *Config, root bool) {
 			"a folder":          filepath.IsAbs(p.Directory),
 			"a user":            (p.Cred != nil) == root,
 			"not root":          !root || p.Cred.UID != 0 || p.AllowRoot,
-			"times":             min(p.StartTimeout, p.StopTimeout, p.DrainTimeout, p.QueueTimeout) >= time.Millisecond && p.RequestTimeout >= 0,
+			"times":             min(p.StartTimeout, p.StopTimeout, p.DrainTimeout, p.QueueTimeout) >= time.Millisecond && p.RequestTimeout >= 0 && p.ClientTimeout >= 0,
 			"workers":           p.Workers >= 1,
 			"threads":           p.Threads >= 0 && p.Threads <= protocol.MaxSlots && (p.WSGI == "" || p.Threads <= 1),
 			"a queue":           p.QueueSize >= 0,
+			"connections":       p.MaxConnections >= 1,
 			"a bound":           p.MaxEnviron > 0 && p.MaxEnviron <= protocol.MaxEnviron,
 			"permissions":       p.ListenMode&^0o777 == 0 && p.Umask&^0o777 == 0,
 			"clients":           len(p.AllowedClients) > 0 || !slices.ContainsFunc(p.Listen, func(a Address) bool { return !a.loopback() }),

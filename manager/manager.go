@@ -53,6 +53,7 @@ type Manager struct {
 	reload  sync.Mutex // held while a reload or the stop is under way
 	stopped bool       // guarded by reload
 	serving sync.WaitGroup
+	quit    context.CancelFunc // ends what serving counts besides the servers
 	ready   chan struct{}
 }
 
@@ -207,7 +208,10 @@ func (m *Manager) Start() {
 			m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop
 		}
 	}
-	go func() { // ends when every pool is ready, which Stop does not wait for
+	ctx, cancel := context.WithCancel(context.Background())
+	m.quit = cancel
+	m.serving.Go(func() { m.trim(ctx) }) // ends at Stop
+	go func() {                          // ends when every pool is ready, which Stop does not wait for
 		for _, p := range m.pools {
 			<-p.readyOnce
 		}
@@ -260,9 +264,9 @@ func restartNeeded(old, next *Config) error {
 	}
 	for i, o := range old.Pools {
 		n := next.Pools[i]
-		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxEnviron, o.AccessLog) !=
-			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxEnviron, n.AccessLog) {
-			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_environ or access_log has changed: %s", o.Name, advice)
+		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxConnections, o.ClientTimeout, o.MaxEnviron, o.AccessLog) !=
+			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxConnections, n.ClientTimeout, n.MaxEnviron, n.AccessLog) {
+			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_connections, client_timeout, max_environ or access_log has changed: %s", o.Name, advice)
 		}
 	}
 	return nil
@@ -284,6 +288,9 @@ func (m *Manager) Stop(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	if m.quit != nil {
+		m.quit()
+	}
 	m.serving.Wait()
 	m.release()
 }

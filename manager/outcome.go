@@ -21,7 +21,7 @@ const (
 	bootFailed                  // the pool has no worker that came up
 	badRequest                  // the request can't be made into an environ
 	tooLarge                    // more parameters than max_environ
-	slowClient                  // the request did not arrive in time
+	slowClient                  // the request did not arrive, or the answer was not taken, in client_timeout
 	badAnswer                   // the worker broke the exchange protocol
 	stopping                    // fpmd stops
 )

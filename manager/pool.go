@@ -59,10 +59,12 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 	}
 	p.cfg.Store(cfg)
 	p.server = &fcgi.Server{
-		Handler:   p.serve,
-		MaxParams: int(cfg.MaxEnviron),
-		Logger:    p.log,
-		Allow:     allowed(cfg.AllowedClients),
+		Handler:     p.serve,
+		MaxParams:   int(cfg.MaxEnviron),
+		PeerTimeout: cfg.ClientTimeout,
+		MaxConns:    cfg.MaxConnections,
+		Logger:      p.log,
+		Allow:       allowed(cfg.AllowedClients),
 	}
 	return p
 }

@@ -41,6 +41,7 @@ type exchange struct {
 	early  bool   // it was sent behind another; under slot.settling until it holds the slot
 	alone  bool   // nobody is behind it, and nobody comes
 	pieces bool   // its answer did not come at once
+	slow   error  // the client was too slow to send its body, or to take its answer
 
 	bounced bool      // it came back withdrawn: it is not sent behind another again
 	waitEnd time.Time // of its waiting in the queue
@@ -106,6 +107,10 @@ func (x *exchange) prepare() outcome {
 	if x.req.TooLarge() {
 		x.env.refuse("more parameters than max_environ = %d bytes", x.pool.server.MaxParams)
 		return tooLarge
+	}
+	if x.req.Slow() {
+		x.env.refuse("it had not arrived within client_timeout = %v", x.pool.server.PeerTimeout)
+		return slowClient
 	}
 	x.env.block = append(x.env.block[:0], make([]byte, protocol.RequestHead)...)
 	if o := x.env.normalise(x.req.Params(), x.pool.config().ScriptName); o != ok {
@@ -195,6 +200,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		}
 		x.sent = true
 		if err := x.req.Send(a.Bytes); err != nil {
+			x.noteSlow(err)
 			return x.lost(protocol.ErrAborted, now)
 		}
 		if cfg.RequestTimeout > 0 && !x.waiting.Load() {
@@ -252,7 +258,9 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 	case a.Last:
 		x.sent = true
 		if err := x.req.SendLast(a.Bytes); err != nil {
-			o = clientGone
+			if o = clientGone; x.noteSlow(err) {
+				o = slowClient
+			}
 		}
 	case x.status != 0: // cut: the web server must see it
 		if len(a.Bytes) > 0 {
@@ -291,6 +299,15 @@ func (x *exchange) endBody(s *slot) {
 	s.w.settle(s, time.Now().Add(s.w.gen.cfg.StopTimeout), "it did not read a request's body off")
 }
 
+// noteSlow keeps an error that says that the client is too slow.
+func (x *exchange) noteSlow(err error) bool {
+	if !errors.Is(err, fcgi.ErrSlow) {
+		return false
+	}
+	x.slow, x.cause = err, err.Error()
+	return true
+}
+
 // sendBody sends what of the body did not come with the request, as it comes. It
 // sets x.bodySent when the worker has had the last of it.
 func (x *exchange) sendBody(s *slot) {
@@ -316,7 +333,8 @@ func (x *exchange) sendBody(s *slot) {
 		case errors.Is(err, fcgi.ErrBodyClosed):
 			h.Flags = protocol.FlagLast | protocol.FlagCut
 		default:
-			s.Abort() // the client is gone, or its body could not be kept
+			x.noteSlow(err)
+			s.Abort() // the client is gone or too slow, or its body could not be kept
 			return
 		}
 		protocol.PutHeader(buf, h)
@@ -344,7 +362,9 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	x.pump.Wait()
 	switch {
 	case errors.Is(err, protocol.ErrAborted):
-		o = clientGone
+		if o = clientGone; x.slow != nil {
+			o = slowClient
+		}
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.settle(s, after(began, cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
 	case errors.Is(err, protocol.ErrDeadline):

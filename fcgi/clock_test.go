@@ -1,0 +1,191 @@
+package fcgi
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The clock of a peer runs out when it was waited for long enough and has
+// moved too little, and begins anew whenever it has moved enough.
+func TestClock(t *testing.T) {
+	type step struct {
+		waited time.Duration
+		moved  int
+	}
+	for name, tt := range map[string]struct {
+		steps []step
+		left  time.Duration
+	}{
+		"nothing":            {nil, 60},
+		"waited":             {[]step{{20, 0}}, 40},
+		"one byte a second":  {[]step{{1, 1}, {1, 1}, {1, 1}}, 57},
+		"enough at once":     {[]step{{50, leastProgress}}, 60},
+		"enough in the end":  {[]step{{50, leastProgress - 1}, {9, 1}}, 60},
+		"enough, then slow":  {[]step{{50, leastProgress}, {20, 1}}, 40},
+		"moved unwaited for": {[]step{{30, 0}, {0, leastProgress}}, 60},
+		"out":                {[]step{{59, 5}, {2, 5}}, -1},
+	} {
+		var k clock
+		for _, s := range tt.steps {
+			k.wait(s.waited, s.moved)
+		}
+		if got := k.left(60); got != tt.left {
+			t.Errorf("%s: %d left, want %d", name, got, tt.left)
+		}
+	}
+}
+
+// dribble sends b, one byte at a time, until it is through or the connection ends.
+func dribble(p *peer, b []byte) {
+	for i := range b {
+		if _, err := p.nc.Write(b[i : i+1]); err != nil {
+			return
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// A request that does not arrive in time is handed over as slow, whatever of it
+// is late, and its connection ends behind the answer.
+func TestSlowRequest(t *testing.T) {
+	long := begin(1)
+	long = append(long, params(1, "CONTENT_LENGTH", "10485760")...)
+	for name, tt := range map[string]struct{ now, late []byte }{
+		"parameters":             {begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", strings.Repeat("x", 3000)))},
+		"nothing but its begin":  {begin(1), nil},
+		"end of the parameters":  {append(begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", "x"))...), nil},
+		"a body that is short":   {append(begin(1), params(1, "CONTENT_LENGTH", "2000")...), appendRecord(nil, typeStdin, 1, make([]byte, 2000))},
+		"a body that is long":    {long, appendRecord(nil, typeStdin, 1, make([]byte, 3000))},
+		"a long body, in pieces": {long, bytes.Repeat(appendRecord(nil, typeStdin, 1, []byte("x")), 300)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := connect(t, start(t, &Server{PeerTimeout: 200 * time.Millisecond, Handler: func(r *Request) {
+				if !r.Slow() {
+					t.Error("handed over as if it had arrived")
+				}
+				r.Write([]byte("slow"))
+			}}, "unix"))
+			p.send(tt.now)
+			go dribble(p, tt.late) // ends with the connection
+			if got := p.answer(1); got != (end{stdout: "slow"}) {
+				t.Errorf("got %+v", got)
+			}
+			p.nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.Copy(io.Discard, p.br); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the connection does not end") // in a reset, for a client that sends on
+			}
+		})
+	}
+}
+
+// A body that a Handler reads, and an answer that it writes, wait for a slow
+// client no longer than for a request.
+func TestSlowStreams(t *testing.T) {
+	for name, handle := range map[string]func(r *Request) error{
+		"body": func(r *Request) error {
+			_, err := io.Copy(io.Discard, r)
+			return err
+		},
+		"answer": func(r *Request) error {
+			for {
+				if _, err := r.Write(make([]byte, 1<<15)); err != nil {
+					return err
+				}
+			}
+		},
+	} {
+		for _, network := range []string{"unix", "tcp"} {
+			t.Run(name+"/"+network, func(t *testing.T) {
+				t.Parallel()
+				ended := make(chan error, 1)
+				p := connect(t, start(t, &Server{PeerTimeout: 200 * time.Millisecond, Handler: func(r *Request) { ended <- handle(r) }}, network))
+				p.send(begin(1), params(1))
+				go dribble(p, bytes.Repeat(appendRecord(nil, typeStdin, 1, []byte("x")), 300)) // ends with the connection
+				if err := within(t, "the Handler's end", ended); !errors.Is(err, ErrSlow) {
+					t.Errorf("ended with %v, want %v", err, ErrSlow)
+				}
+			})
+		}
+	}
+}
+
+// Who is not slow is not taken for it: a kept connection may be idle, a body and an
+// answer may take longer than the clock as long as they move, and an application that does not
+// read makes nobody slow.
+func TestNotSlow(t *testing.T) {
+	const limit = time.Second
+	s := &Server{PeerTimeout: limit, Handler: func(r *Request) {
+		if strings.Contains(string(r.Params()), "SLEEP") {
+			time.Sleep(2 * limit)
+		}
+		echo(r)
+	}}
+	addr := start(t, s, "unix")
+	for name, ask := range map[string]func(p *peer) string{
+		"idle between two requests": func(p *peer) string {
+			p.send(get(1))
+			p.answer(1)
+			time.Sleep(2 * limit)
+			p.send(get(1))
+			return ""
+		},
+		"a body that takes its time": func(p *peer) string {
+			p.send(begin(1), params(1))
+			part := strings.Repeat("x", leastProgress)
+			for range 8 {
+				p.send(stdin(1, part))
+				time.Sleep(limit / 4)
+			}
+			p.send(stdin(1, ""))
+			return strings.Repeat(part, 8)
+		},
+		"an application that does not read": func(p *peer) string {
+			body := strings.Repeat("x", 60000)
+			p.send(begin(1), params(1, "SLEEP", ""))
+			p.send(stdin(1, body), stdin(1, body), stdin(1, body), stdin(1, ""))
+			return body + body + body
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := connect(t, addr)
+			want := ask(p)
+			if got := p.answer(1); !strings.HasSuffix(got.stdout, ":"+want) && got.stdout != want {
+				t.Errorf("an answer of %d bytes, want the body's %d", len(got.stdout), len(want))
+			}
+		})
+	}
+}
+
+// Beyond MaxConns, connections wait in the backlog until one ends, and it is
+// said once; a stop does not wait for them.
+func TestMaxConns(t *testing.T) {
+	log := new(lines)
+	s := &Server{MaxConns: 2, Handler: echo, Logger: log.logger()}
+	addr := start(t, s, "unix")
+	first, second, third := connect(t, addr), connect(t, addr), connect(t, addr)
+	for _, p := range []*peer{first, second} {
+		p.send(get(1))
+		p.answer(1)
+	}
+	third.send(get(1))
+	until(t, "it is said", func() bool { return strings.Contains(log.String(), "all connections are in use") })
+	if n := s.Stats().Conns; n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	first.nc.Close()
+	third.answer(1)
+	fourth := connect(t, addr)
+	second.nc.Close()
+	fourth.send(get(1))
+	fourth.answer(1)
+	if n := strings.Count(log.String(), "all connections are in use"); n > 3 {
+		t.Errorf("said %d times", n)
+	}
+}
