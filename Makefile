@@ -47,8 +47,9 @@ fuzz:
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-# What depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave.
+# What depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave; and storms at full length.
 soak: test-deps
+	FPMD_STORM=30s $(GO) test -race -count=1 -v -run Storm ./cmd/fpmd
 	$(GO) test -race -count=$(SOAK) -timeout 90m -run 'Load|Kill|Reload|Signals|Leav|Shutdown|Slot|Stream|Sent|Abort|Withdraw' \
 	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd
 

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stormLength is how long a storm lasts: 10 s, or what make soak says.
+func stormLength(t *testing.T) time.Duration {
+	t.Helper()
+	s := os.Getenv("FPMD_STORM")
+	if s == "" {
+		return 10 * time.Second
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatalf("FPMD_STORM: %v", err)
+	}
+	return d
+}
+
+// workersOf lists the processes of a daemon that have started to be Python.
+func workersOf(d *process) (pids []int) {
+	for _, pid := range children(d.cmd.Process.Pid) {
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.HasPrefix(string(name), "python") && alive(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func openFiles(t *testing.T, pid int) int {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+// In a storm of kills, two a second with all slots busy, each costs the
+// request that its worker had begun, with a 502 that names the outcome, and
+// nothing else; the pool is whole again afterwards, and nothing is left behind.
+func TestStormOfDeaths(t *testing.T) {
+	const workers, clients = 4, 16
+	dir := appDir(t)
+	// It is quick, so that requests are sent behind others.
+	write(t, filepath.Join(dir, "app.py"), `
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"fine"]
+`)
+	d := serve(t, dir, wsgiPool(dir, fmt.Sprintf("workers = %d", workers)))
+	pid := d.cmd.Process.Pid
+	url := d.nginx("")
+	get(t, url+"/")
+	d.wait("all workers", func() bool { return len(workersOf(d)) == workers })
+	files := openFiles(t, pid)
+
+	l := startLoad(t, clients, func(ctx context.Context) (int, string, error) {
+		resp, body, err := fetch(ctx, "GET", url+"/", nil)
+		if err != nil {
+			return 0, "", err
+		}
+		return resp.StatusCode, resp.Header.Get("Fpmd-Outcome") + body, nil
+	})
+	d.wait("load", func() bool { return l.total("") > 100 })
+	kills := 0
+	var last time.Time
+	for end := time.Now().Add(stormLength(t)); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		if pids := workersOf(d); len(pids) > 0 && syscall.Kill(pids[rand.N(len(pids))], syscall.SIGKILL) == nil {
+			kills++
+			last = time.Now()
+		}
+	}
+	d.waitLogTimes("msg=\"worker ready\"", workers+kills)
+	t.Logf("%d kills, %d answers; whole again at most %v after the last", kills, l.total(""), time.Since(last).Round(time.Millisecond))
+	before := l.total("")
+	d.wait("load after it", func() bool { return l.total("") > before+100 })
+	_, failed := l.stop()
+	if len(failed) > kills {
+		t.Errorf("%d kills have cost %d requests", kills, len(failed))
+	}
+	for _, f := range failed {
+		if !strings.HasPrefix(f, "502 worker_died") {
+			t.Errorf("a request ended with %q", f)
+		}
+	}
+	if kills == 0 {
+		t.Error("nobody was killed")
+	}
+	d.wait("all files closed but nginx's kept connections", func() bool { return openFiles(t, pid) <= files+clients })
+}
