@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // testAs names what the test binary is to be instead of a run of the tests.
@@ -17,7 +19,7 @@ func TestMain(m *testing.M) {
 	}
 	switch as := os.Getenv(testAs); as {
 	case "":
-		os.Exit(m.Run())
+		goleak.VerifyTestMain(m)
 	case "echo worker":
 		os.Exit(echoWorker())
 	case "exchange worker":

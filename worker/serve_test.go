@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"fpmd/protocol"
 )
 
@@ -22,7 +24,8 @@ const runsApp = "FPMD_TEST_APP"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runsApp) == "" {
-		os.Exit(m.Run())
+		goleak.VerifyTestMain(m)
+		return
 	}
 	if err := Serve(HTTP(http.HandlerFunc(testApp)), &Options{Concurrency: 5}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
