@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"fpmd/fcgi"
+	"fpmd/protocol"
 )
 
 // params makes a stream of pairs from "NAME=value" strings.
@@ -126,6 +127,7 @@ func TestEnvironRefuses(t *testing.T) {
 		{"length beyond everything", []string{"CONTENT_LENGTH=99999999999999999999"}},
 		{"two lengths", []string{"CONTENT_LENGTH=5", "CONTENT_LENGTH=6"}},
 		{"no method", []string{"REQUEST_METHOD="}},
+		{"more than the exchange carries", []string{"HTTP_X=" + strings.Repeat("x", protocol.MaxEnviron)}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

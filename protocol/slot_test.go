@@ -556,3 +556,20 @@ func TestSecondWithdrawn(t *testing.T) {
 		}
 	}
 }
+
+// What the kernel might take in two parts is not sent behind another exchange.
+func TestSecondTooLong(t *testing.T) {
+	s, w := pair(t)
+	s.Send(request(), nil, true, 1)
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s.open.Store(true)
+	if s.SendBehind(request(), make([]byte, MaxBehind), 2) {
+		t.Error("sent more than MaxBehind bytes")
+	}
+	if !s.SendBehind(request(), make([]byte, MaxBehind-len(request())), 2) {
+		t.Error("did not send MaxBehind bytes")
+	}
+	w.Close()
+}

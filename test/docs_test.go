@@ -179,22 +179,12 @@ func TestReadmeExitCodes(t *testing.T) {
 // with the default that etc/fpmd.toml gives it, where it has one: a test of
 // package manager compares that with the code.
 func TestReadmeKeys(t *testing.T) {
-	section := regexp.MustCompile(`^#? ?\[(supervisor|pool)\b.*\]`)
-	setting := regexp.MustCompile(`^#([a-z_]+) *= *(.*)$`) // not "##", which is an example
 	for _, tc := range []struct{ name, settings string }{
 		{"supervisor", "supervisorSettings"},
 		{"pool", "poolSettings"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			sample := map[string]string{}
-			in := ""
-			for _, text := range lines(t, "etc/fpmd.toml") {
-				if m := section.FindStringSubmatch(text); m != nil {
-					in = m[1]
-				} else if m := setting.FindStringSubmatch(text); m != nil && in == tc.name {
-					sample[m[1]] = m[2]
-				}
-			}
+			sample := sampleOf(t, tc.name)
 			want := map[string]string{}
 			for _, e := range value(t, "manager", tc.settings).(*ast.CompositeLit).Elts {
 				name := unquote(t, e.(*ast.CompositeLit).Elts[0])
@@ -210,6 +200,58 @@ func TestReadmeKeys(t *testing.T) {
 			}
 			equal(t, "README.md", got, want)
 		})
+	}
+}
+
+// sampleOf is what etc/fpmd.toml has in a table, in comments: keys and defaults.
+func sampleOf(t *testing.T, table string) map[string]string {
+	t.Helper()
+	section := regexp.MustCompile(`^#? ?\[(supervisor|pool)\b.*\]`)
+	setting := regexp.MustCompile(`^#([a-z_]+) *= *(.*)$`) // not "##", which is an example
+	sample := map[string]string{}
+	in := ""
+	for _, text := range lines(t, "etc/fpmd.toml") {
+		if m := section.FindStringSubmatch(text); m != nil {
+			in = m[1]
+		} else if m := setting.FindStringSubmatch(text); m != nil && in == table {
+			sample[m[1]] = m[2]
+		}
+	}
+	return sample
+}
+
+// Every bound that docs/limits.md names has the default of its key, and tests
+// that exist.
+func TestLimits(t *testing.T) {
+	sample := sampleOf(t, "pool")
+	test := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	tests := map[string]bool{}
+	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd"} {
+		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("tests of %s: %v", dir, err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range test.FindAllStringSubmatch(string(b), -1) {
+				tests[m[1]] = true
+			}
+		}
+	}
+	for _, row := range table(t, "docs/limits.md", "bound") {
+		if key := bare(row[2]); key != "" && !strings.Contains(key, " ") {
+			if want, there := sample[key]; !there || strings.Trim(want, `"`) != strings.ReplaceAll(row[1], " ", "") {
+				t.Errorf("%s: %s is %q, the default is %s", row[0], key, row[1], want)
+			}
+		}
+		for _, name := range strings.Split(row[4], ", ") {
+			if !tests[name] && name != "none yet" {
+				t.Errorf("%s: there is no %s", row[0], name)
+			}
+		}
 	}
 }
 
