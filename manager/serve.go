@@ -136,6 +136,8 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	}
 	if x.buf == nil {
 		x.buf = protocol.Buffers.Get().(*protocol.Buffer)
+	} else {
+		x.buf.Free() // of what another worker has sent
 	}
 	s.SetDeadline(after(now, cfg.RequestTimeout))
 	if !x.req.Watch(s) {
@@ -392,6 +394,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
 		x.pool.refuseSecond(s, o, x.cause)
 		w.retire("bad_answer")
+		again = x.all && x.status == 0 && s.Withdraw(x.number) // an answer that nobody asked for had come before
 		x.pool.discard(s)
 	}
 	if x.sent {
