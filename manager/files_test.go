@@ -76,7 +76,7 @@ func TestDressFollowsNoLink(t *testing.T) {
 // The runtime folder is one where nobody else can put a socket in a worker's place.
 func TestRuntimeDirIsOurs(t *testing.T) {
 	claim := func(dir string) error {
-		m := &Manager{log: slog.New(slog.DiscardHandler)}
+		m := &Manager{log: slog.New(slog.DiscardHandler), socks: filepath.Join(dir, "workers")}
 		defer m.release()
 		return m.claim(dir)
 	}

@@ -64,6 +64,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		log: o.Logger, opts: o, cfg: cfg,
 		starts: make(chan struct{}, max(2, runtime.NumCPU())),
 		ready:  make(chan struct{}),
+		socks:  filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
 	}
 	defer func() {
 		if err != nil {
@@ -109,7 +110,6 @@ func (m *Manager) claim(dir string) error {
 		return fmt.Errorf("runtime_dir %s: %w", dir, err)
 	}
 	m.lock = lock
-	m.socks = filepath.Join(dir, "workers")
 	if err := os.RemoveAll(m.socks); err != nil {
 		return fmt.Errorf("remove what is left of an earlier run: %w", err)
 	}
@@ -205,18 +205,22 @@ func (m *Manager) Start() {
 	for _, p := range m.pools {
 		p.begin()
 		for _, l := range p.listeners {
-			m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop
+			m.serve(p, l)
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.quit = cancel
-	m.serving.Go(func() { m.trim(ctx) }) // ends at Stop
-	go func() {                          // ends when every pool is ready, which Stop does not wait for
+	m.serving.Go(func() { m.upkeep(ctx) }) // ends at Stop
+	go func() {                            // ends when every pool is ready, which Stop does not wait for
 		for _, p := range m.pools {
 			<-p.readyOnce
 		}
 		close(m.ready)
 	}()
+}
+
+func (m *Manager) serve(p *pool, l *listener) {
+	m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop, or when l is closed
 }
 
 // Ready is closed once every pool has had a worker that can take a request.

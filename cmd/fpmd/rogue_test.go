@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -122,4 +124,29 @@ func TestRogueApplications(t *testing.T) {
 		lost := strings.Count(d.log.String(), "msg=\"worker gone\"")
 		return strings.Count(d.log.String(), "msg=\"worker ready\"")-lost == workers
 	})
+}
+
+// What somebody removes while fpmd runs is made again: the runtime folder, and
+// the name of a socket; the log says so, and who is connected notices nothing.
+func TestRemovedWhileRunning(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	if _, err := askOnce(d.sock()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(dir, "run"), d.sock()} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.waitLog("runtime_dir was removed")
+	d.waitLog("socket was removed")
+	for _, pid := range workersOf(d) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	d.waitLogTimes("msg=\"worker ready\"", 2)
+	if _, err := askOnce(d.sock()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
 }
