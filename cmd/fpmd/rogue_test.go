@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // rogueApp does on every path what an application should not, or need not.
@@ -148,5 +150,46 @@ func TestRemovedWhileRunning(t *testing.T) {
 	d.waitLogTimes("msg=\"worker ready\"", 2)
 	if _, err := askOnce(d.sock()); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Without descriptors fpmd says so, once, and goes on when there are some again:
+// who waited in the backlog is served, who died is replaced.
+func TestNoDescriptorsLeft(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 2"))
+	d.waitLogTimes("msg=\"worker ready\"", 2)
+	if _, err := askOnce(d.sock()); err != nil {
+		t.Fatal(err)
+	}
+	pid := d.cmd.Process.Pid
+	var had unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &had); err != nil {
+		t.Fatal(err)
+	}
+	few := unix.Rlimit{Cur: 3, Max: had.Max} // what is open stays open
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &few, nil); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 1)
+	go func() { // ends with the answer
+		_, err := askOnce(d.sock())
+		waiting <- err
+	}()
+	d.waitLog("msg=accept")
+	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
+	d.waitLog("too many open files")
+	d.waitLog("worker did not start")
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &had, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != nil {
+		t.Errorf("who waited: %v", err)
+	}
+	d.waitLog("accepting again")
+	d.waitLogTimes("msg=\"worker ready\"", 3)
+	if n := strings.Count(d.log.String(), "msg=accept "); n != 1 {
+		t.Errorf("said %d times", n)
 	}
 }
