@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -137,4 +139,34 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 	if want := "fpmd: write the log: write /dev/full: " + unix.ENOSPC.Error(); strings.Count(string(said), want) != 1 {
 		t.Errorf("said %q, want %q once", said, want)
 	}
+}
+
+// Lines of an access log wait for others, but not for long, and not when there are many; a
+// line of the log takes them along, so that all stay in order.
+func TestAccessLogLinesAreKeptForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var file strings.Builder
+		f := &lineFile{w: &file}
+		wrote := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if file.String() != want {
+				t.Errorf("%d bytes are written, want %d", file.Len(), len(want))
+			}
+		}
+		f.keep([]byte("one\n"))
+		time.Sleep(flushAfter - 1)
+		wrote("")
+		time.Sleep(1)
+		wrote("one\n")
+		f.keep([]byte("two\n"))
+		f.Write([]byte("log\n"))
+		wrote("one\ntwo\nlog\n")
+		f.keep([]byte("three\n"))
+		many := strings.Repeat("x", keptLines) + "\n"
+		f.keep([]byte(many))
+		wrote("one\ntwo\nlog\nthree\n" + many)
+	})
 }

@@ -128,3 +128,29 @@ func TestHostileWorkers(t *testing.T) {
 		t.Errorf("the log names %d breaches", n)
 	}
 }
+
+// A request that workers die of before they have begun it is sent again twice,
+// and no more: it might be what they die of.
+func TestResendsAreBounded(t *testing.T) {
+	dir := appDir(t)
+	script := filepath.Join(dir, "dying.py")
+	write(t, script, `
+import os, socket, struct
+listener = socket.socket(fileno=int(os.environ["FPMD_LISTEN_FD"]))
+os.write(int(os.environ["FPMD_HANDSHAKE_FD"]), b"1|1|unix|1|exchange\n")
+c, _ = listener.accept()
+c.sendall(struct.pack("<BBHI", 16, 0, 1, 0))
+if c.recv(1):
+    os._exit(9)
+`)
+	d := serve(t, dir, poolConfig(dir, fmt.Sprintf("command = [%q, %q]\nworkers = 5\n", interpreter, script)))
+	d.waitLogTimes("msg=\"worker ready\"", 5)
+	answer, err := askOnce(d.sock())
+	if err != nil || !strings.Contains(answer, "Fpmd-Outcome: worker_died") {
+		t.Errorf("got %q, %v", answer, err)
+	}
+	d.waitLogTimes("exited with status 9", 3)
+	if n := strings.Count(d.log.String(), "msg=\"worker gone\""); n != 3 {
+		t.Errorf("%d workers have died of it", n)
+	}
+}
