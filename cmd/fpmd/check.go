@@ -12,7 +12,7 @@ const checkHelp = `usage: fpmd check [-c FILE]
 
 Reads the configuration, with all that it includes, as serve would, and says
 what is wrong: file, line, key, the value found, and what would do. All that is
-wrong is said at once. Starts nothing. Exit code 0: serve would take it; 78: it would not.
+wrong is said at once, and warnings of what is allowed but will hurt. Starts nothing. Exit code 0: serve would take it; 78: it would not.
 
   -c FILE   the configuration (default ` + defaultConfig + `)
 `
@@ -33,6 +33,9 @@ func cmdCheck(args []string, stdout, stderr io.Writer) error {
 	var names []string
 	for _, p := range cfg.Pools {
 		names = append(names, p.Name)
+	}
+	for _, w := range cfg.Warnings() {
+		fmt.Fprintln(stdout, "warning: "+w)
 	}
 	_, err = fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
 	return err

@@ -102,6 +102,9 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		log.Info("built-in HTTP front", "url", "http://"+l.Addr().String()+"/")
 	}
 	log.Info("fpmd starts", "version", version(), "pid", os.Getpid(), "config", cfg.Path, "procs", runtime.GOMAXPROCS(0))
+	for _, w := range cfg.Warnings() {
+		log.Warn("configuration", "warning", w)
+	}
 	m.Start()
 	s := &supervisor{m: m, path: *path, log: log}
 	s.run(ctx, signals, endFront)
