@@ -1,25 +1,36 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
+	"os/signal"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"fpmd/manager"
+	"fpmd/worker/python"
 )
 
-const checkHelp = `usage: fpmd check [-c FILE]
+const checkHelp = `usage: fpmd check [-c FILE] [--boot]
 
 Reads the configuration, with all that it includes, as serve would, and says
 what is wrong: file, line, key, the value found, and what would do. All that is
-wrong is said at once, and warnings of what is allowed but will hurt. Starts nothing. Exit code 0: serve would take it; 78: it would not.
+wrong is said at once, and warnings of what is allowed but will hurt. Starts nothing, unless it is asked to. Exit code 0: serve would take it; 78: it would not; 1: a worker does not come up.
 
   -c FILE   the configuration (default ` + defaultConfig + `)
+  --boot    start one worker of each pool, beside a running fpmd and out of its way, and stop it
+            again: says what it was started as, what it printed, and what is usually wrong
 `
 
 func cmdCheck(args []string, stdout, stderr io.Writer) error {
 	f := newFlags("check", checkHelp, stderr)
 	path := f.String("c", defaultConfig, "")
+	boot := f.Bool("boot", false, "")
 	if err := parseFlags(f, args, checkHelp, stdout); err != nil {
 		return done(err)
 	}
@@ -37,8 +48,41 @@ func cmdCheck(args []string, stdout, stderr io.Writer) error {
 	for _, w := range cfg.Warnings() {
 		fmt.Fprintln(stdout, "warning: "+w)
 	}
-	_, err = fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
-	return err
+	fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
+	if *boot {
+		return tryWorkers(cfg, stdout)
+	}
+	return nil
+}
+
+// tryWorkers reports of one worker of each pool, until a signal ends it.
+func tryWorkers(cfg *manager.Config, stdout io.Writer) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	archive, err := python.Archive()
+	if err != nil {
+		return err
+	}
+	trials, err := manager.Try(ctx, cfg, manager.Options{
+		Logger: slog.New(slog.DiscardHandler), // what a worker prints is in its trial
+		WSGI:   &manager.HostRecipe{Archive: archive, Command: python.Command},
+	})
+	if err != nil {
+		return err
+	}
+	failed := 0
+	for _, t := range trials {
+		if t.Err != nil {
+			failed++
+		}
+		if _, err := t.WriteTo(stdout); err != nil {
+			return err
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("check --boot: no worker comes up of %d of %d pools", failed, len(trials))
+	}
+	return nil
 }
 
 func newFlags(name, help string, stderr io.Writer) *flag.FlagSet {

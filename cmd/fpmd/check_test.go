@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// check --boot says of each pool whether a worker comes up, and of one that does
+// not all that it takes to mend it; beside a running fpmd, and nothing is left behind.
+func TestCheckBoot(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	write(t, filepath.Join(dir, "broken.py"), "import nonesuch\n")
+	config := wsgiPool(dir, "env = { SECRET = \"hush\" }")
+	d := serve(t, dir, config)
+
+	who := ""
+	if os.Getuid() == 0 {
+		who = "user = \"nobody\"\n"
+	}
+	write(t, filepath.Join(dir, "more.toml"), config+fmt.Sprintf(`
+[pool.broken]
+listen = %q
+wsgi = "broken:application"
+directory = %q
+python = %q
+%s
+[pool.other]
+listen = %q
+command = ["/bin/true"]
+%s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who))
+	tmp := t.TempDir()
+	run := func(file string) (string, int) {
+		cmd := exec.Command(os.Args[0], "check", "-c", filepath.Join(dir, file), "--boot")
+		cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1", "TMPDIR="+tmp)
+		out, _ := cmd.CombinedOutput() // its exit code says what there is to say
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	if out, code := run("fpmd.toml"); code != 0 || !strings.Contains(out, "pool app: a worker was ready after ") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	out, code := run("more.toml")
+	if code != exitFailure {
+		t.Errorf("exit code %d", code)
+	}
+	for _, want := range []string{
+		"pool app: a worker was ready after ",
+		"pool broken: no worker comes up\n", "ModuleNotFoundError: No module named 'nonesuch'", "line 1, in <module>",
+		"  directory    " + dir + "\n", "  usually      the module is not below directory or python_path",
+		"pool other: no worker comes up\n", "  error        exited with status 0 before it was ready\n", "  usually      the program is no worker",
+		"fpmd: check --boot: no worker comes up of 2 of 3 pools",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("without %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "hush") {
+		t.Error("it tells the values of the environment")
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if _, err := askOnce(d.sock()); err != nil {
+		t.Errorf("the running one: %v", err)
+	}
+}

@@ -1,0 +1,127 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Trial is what became of one worker of a pool that was started to see
+// whether it comes up.
+type Trial struct {
+	Pool      string
+	Command   []string
+	User      string // "" when it is the supervisor's
+	Directory string
+	Env       []string // names of what the worker finds in its environment
+	Took      time.Duration
+	Slots     int   // exchanges at once that it offered
+	Err       error // why it did not come up, with what it printed; nil: it did
+}
+
+// Try starts one worker of each pool of cfg, one after the other, where nobody
+// can ask it anything, and stops it again: listeners, runtime folder and logs
+// of a running fpmd are not touched. The error is about what it needs itself; what is
+// wrong with a worker is in its Trial. Ending ctx ends the trial under way. Nothing is left behind.
+func Try(ctx context.Context, cfg *Config, o Options) (trials []Trial, err error) {
+	dir, err := os.MkdirTemp("", "fpmd-try-")
+	if err != nil {
+		return nil, fmt.Errorf("folder for worker sockets: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	m := &Manager{log: o.Logger, opts: o, cfg: cfg, socks: dir}
+	if o.WSGI != nil {
+		if m.host, err = sealedMemfd("fpmd-host", o.WSGI.Archive); err != nil {
+			return nil, err
+		}
+		defer m.host.Close()
+	}
+	for i, pc := range cfg.Pools {
+		trials = append(trials, newPool(m, pc).try(ctx, i+1))
+	}
+	return trials, nil
+}
+
+func (p *pool) try(ctx context.Context, id int) Trial {
+	cfg := p.config()
+	t := Trial{Pool: p.name, Directory: cfg.Directory}
+	if cfg.Cred != nil {
+		t.User = cfg.Cred.Name
+	}
+	l, err := p.launch(id, cfg)
+	if err != nil {
+		t.Err = err
+		return t
+	}
+	t.Command = l.argv
+	for _, kv := range l.env {
+		if name, _, _ := strings.Cut(kv, "="); !strings.HasPrefix(name, "FPMD_") {
+			t.Env = append(t.Env, name)
+		}
+	}
+	slices.Sort(t.Env)
+	began := time.Now()
+	proc, err := start(ctx, l)
+	t.Took = time.Since(began)
+	if err != nil {
+		t.Err = err
+		return t
+	}
+	t.Slots = proc.slots
+	proc.stop(cfg.StopTimeout)
+	<-proc.done()
+	if err := proc.page.Close(); err != nil {
+		t.Err = err
+	}
+	return t
+}
+
+// hints are what is usually wrong where a worker's last words contain a text.
+var hints = []struct{ text, hint string }{
+	{"No module named", "the module is not below directory or python_path, or python is not the interpreter of its virtual environment"},
+	{"ImportError", "a package is missing or of another version than the application wants: look at python, and at what is installed for it"},
+	{"SyntaxError", "the application is written for another version of Python than python runs"},
+	{"ermission denied", "the worker's user may not read the application, or not enter a folder on the way to it: look at user, and at the folders' modes"},
+	{"not found on PATH", "the program is not installed, or env gives another PATH"},
+	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},
+	{"Address already in use", "the application listens on an address of its own: under fpmd it must not"},
+	{"exited with status 0", "the program is no worker: it must end with fpmd's worker package, or speak the exchange (PROTOCOL.md)"},
+	{"start_timeout", "loading takes longer than start_timeout, or waits for something: a database, a lock, a terminal"},
+}
+
+// WriteTo writes what the Trial has found, for somebody who has to mend it.
+func (t Trial) WriteTo(w io.Writer) (int64, error) {
+	var b strings.Builder
+	if t.Err == nil {
+		fmt.Fprintf(&b, "pool %s: a worker was ready after %v, for %d at once\n", t.Pool, t.Took.Round(time.Millisecond), t.Slots)
+	} else {
+		fmt.Fprintf(&b, "pool %s: no worker comes up\n  command      %q\n", t.Pool, t.Command)
+		if t.User != "" {
+			fmt.Fprintf(&b, "  user         %s\n", t.User)
+		}
+		fmt.Fprintf(&b, "  directory    %s\n  environment  %s\n  after        %v\n", t.Directory, strings.Join(t.Env, " "), t.Took.Round(time.Millisecond))
+		cause, output := t.Err, []string(nil)
+		var e *startError
+		if errors.As(t.Err, &e) {
+			cause, output = e.cause, e.lines
+		}
+		fmt.Fprintf(&b, "  error        %v\n", cause)
+		if len(output) > 0 {
+			fmt.Fprintf(&b, "  output       %s\n", strings.Join(output, "\n               "))
+		}
+		text := t.Err.Error()
+		for _, h := range hints {
+			if strings.Contains(text, h.text) {
+				fmt.Fprintf(&b, "  usually      %s\n", h.hint)
+				break
+			}
+		}
+	}
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}
