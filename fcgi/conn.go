@@ -59,15 +59,7 @@ type conn struct {
 	last  bool      // that is over: what is there is read, and then the connection ends
 	err   error
 
-	// wmu is held while whole records are written, by a request's goroutine or
-	// the reader. It is the one lock that is held over I/O: what it orders is the I/O.
-	wmu     sync.Mutex
-	out     []byte             // what send writes next
-	outErr  error              // why it can't
-	blocked time.Time          // since when it waits for room; zero: it does not
-	taking  clock              // of that
-	stalled *time.Timer        // kills the connection when that clock has run out
-	sending func(uintptr) bool // c.send, made once
+	outbox outbox
 
 	// mu guards the active requests, all that is marked so in Request, and what
 	// follows. Nothing blocks under it. Where both are taken, Server.mu comes after.
@@ -80,6 +72,7 @@ type conn struct {
 	unread  bool      // a request has ended before all that belongs to it had come
 	linger  time.Time // unless zero: closed for writing; until then, what still comes is discarded
 	killed  bool      // to be closed, whatever is going on
+	broken  error     // why nothing can be written any more
 }
 
 func newConn(s *Server, nc net.Conn) (*conn, error) {
@@ -92,7 +85,7 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{srv: s, nc: nc, raw: raw}
-	c.sending = c.send
+	c.outbox.sending = c.send
 	return c, nil
 }
 
@@ -458,7 +451,7 @@ func (c *conn) end() error {
 	case typeData: // of the Filter role, which nobody here plays
 	default: // a management record, as begin has checked
 		b := appendHeader(nil, typeUnknownType, 0, 8)
-		_ = c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0))
+		_ = c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0), false)
 	}
 	return nil
 }
@@ -503,7 +496,7 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 
 // refuse ends a request that has only just begun.
 func (c *conn) refuse(id uint16, keep bool, status ProtocolStatus) {
-	_ = c.write(appendEnd(nil, id, 0, status))
+	_ = c.write(appendEnd(nil, id, 0, status), false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !keep {
@@ -591,32 +584,7 @@ func (c *conn) getValues() error {
 		}
 	}
 	putHeader(answer, typeGetValuesResult, 0, len(answer)-HeaderLen)
-	_ = c.write(answer)
-	return nil
-}
-
-// write sends whole records. After an error nothing can follow that a peer
-// could make sense of, so the connection is closed.
-func (c *conn) write(b []byte) error {
-	c.wmu.Lock()
-	c.out, c.outErr = b, nil
-	err := c.raw.Write(c.sending)
-	if err == nil {
-		err = c.outErr
-	}
-	if !c.blocked.IsZero() {
-		c.stalled.Stop()
-		c.unblock(0)
-		if limit := c.srv.PeerTimeout; err != nil && c.taking.left(limit) <= 0 {
-			err = c.taking.slow("took", limit)
-		}
-	}
-	c.out = nil
-	c.wmu.Unlock()
-	if err != nil {
-		c.kill()
-		return fmt.Errorf("write to the web server: %w", err)
-	}
+	_ = c.write(answer, false)
 	return nil
 }
 
@@ -671,50 +639,4 @@ func (c *conn) settleLocked() {
 	case c.srv.stopping.Load():
 		c.poke() // the reader sees to the end
 	}
-}
-
-// send runs inside RawConn.Write: it writes what is in out, and reports false
-// to wait while the socket is full.
-func (c *conn) send(fd uintptr) (done bool) {
-	for len(c.out) > 0 {
-		n, errno := write(fd, c.out)
-		switch {
-		case errno == unix.EINTR:
-		case errno == unix.EAGAIN:
-			c.block()
-			return false
-		case errno != 0:
-			c.outErr = errno
-			return true
-		default:
-			c.out = c.out[n:]
-			if !c.blocked.IsZero() {
-				c.unblock(n)
-			}
-		}
-	}
-	return true
-}
-
-// block runs the clock of a client that takes nothing. wmu is held.
-func (c *conn) block() {
-	limit := c.srv.PeerTimeout
-	if limit == 0 {
-		return
-	}
-	if !c.blocked.IsZero() {
-		c.unblock(0)
-	}
-	c.blocked = time.Now()
-	if c.stalled == nil {
-		c.stalled = time.AfterFunc(c.taking.left(limit), c.kill)
-	} else {
-		c.stalled.Reset(c.taking.left(limit))
-	}
-}
-
-// unblock stops that clock, because there was room for n bytes.
-func (c *conn) unblock(n int) {
-	c.taking.wait(time.Since(c.blocked), n)
-	c.blocked = time.Time{}
 }

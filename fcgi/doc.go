@@ -8,7 +8,7 @@
 // within the bounds that the Server was given.
 //
 // record.go is the wire, params.go the name-value pairs, conn.go reads a
-// connection, clock.go says who is slow, request.go is one request's streams,
+// connection, outbox.go writes to it, clock.go says who is slow, request.go is one request's streams,
 // server.go accepts and stops, client.go asks.
 //
 // One goroutine reads a connection and owns what arrives on it; each request

@@ -160,18 +160,20 @@ type end struct {
 // answer reads until request id has ended. Records of another are an error.
 func (p *peer) answer(id uint16) (e end) {
 	p.t.Helper()
+	var stdout strings.Builder
 	for {
 		h, content, err := p.next()
 		switch {
 		case err != nil:
-			p.t.Fatalf("answer of request %d ended with %v after %.100q", id, err, e.stdout)
+			p.t.Fatalf("answer of request %d ended with %v after %.100q", id, err, stdout.String())
 		case h.id != id:
 			p.t.Fatalf("%v of request %d in the answer of %d", h.typ, h.id, id)
 		case h.typ == typeStdout:
-			e.stdout += content
+			stdout.WriteString(content)
 		case h.typ == typeStderr:
 			e.stderr += content
 		case h.typ == typeEndRequest:
+			e.stdout = stdout.String()
 			e.app = binary.BigEndian.Uint32([]byte(content))
 			e.status = ProtocolStatus(content[4])
 			return e

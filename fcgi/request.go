@@ -126,6 +126,14 @@ func (r *Request) Params() []byte { return r.params }
 // Gone is closed when the client leaves.
 func (r *Request) Gone() <-chan struct{} { return r.leaving }
 
+// Err is why the client counts as gone before it has left: an error that wraps
+// ErrSlow, or that of a write that failed. It is nil while the answer can go on.
+func (r *Request) Err() error {
+	r.conn.mu.Lock()
+	defer r.conn.mu.Unlock()
+	return r.conn.broken
+}
+
 // Watch has a told when the client leaves, in place of whom it was told to
 // tell; nil tells nobody. It reports false, and tells nobody, when the client
 // has left already. When it returns, no call for the former is under way.
@@ -300,21 +308,26 @@ func (r *Request) Read(p []byte) (int, error) {
 
 // await waits for more of the body, for its end, for CloseBody, or for the client's leaving.
 func (r *Request) await() error {
-	limit := r.conn.srv.PeerTimeout
-	if limit == 0 {
+	srv, k := r.conn.srv, &r.arriving
+	tick := srv.tick(k)
+	if tick == 0 {
 		<-r.wake
 		return nil
 	}
-	began := time.Now()
-	t := time.NewTimer(r.arriving.left(limit))
+	t := time.NewTimer(tick)
 	defer t.Stop()
-	select {
-	case <-r.wake:
-		r.arriving.wait(time.Since(began), 0)
-		return nil
-	case <-t.C:
-		r.arriving.wait(limit, 0)
-		return r.arriving.slow("sent", limit)
+	for {
+		began, woken := time.Now(), false
+		select {
+		case <-r.wake:
+			woken = true
+		case <-t.C:
+		}
+		k.wait(time.Since(began), 0)
+		if err := srv.judge(k, "sent", true); err != nil || woken {
+			return err
+		}
+		t.Reset(srv.tick(k))
 	}
 }
 
@@ -342,11 +355,13 @@ func (r *Request) resumeLocked() {
 // MaxContent, to the first HeaderLen bytes of b, for Send and SendLast.
 func (r *Request) Frame(b []byte, n int) { putHeader(b, typeStdout, r.id, n) }
 
-// Send writes records made with Frame.
-func (r *Request) Send(records []byte) error { return r.conn.write(records) }
+// Send writes records made with Frame. What the client does not take at once is
+// copied, up to Server.AnswerBuffer, and written behind the Handler's back; beyond
+// that, Send waits. So an error may belong to what an earlier Send has sent.
+func (r *Request) Send(records []byte) error { return r.conn.write(records, true) }
 
 // SendLast writes records made with Frame, which may be none, and ends the
-// request, in one write. It appends TrailerLen bytes, in place where the
+// request, in one write. It waits until the client has taken the whole answer. It appends TrailerLen bytes, in place where the
 // capacity allows.
 func (r *Request) SendLast(records []byte) error {
 	records = appendHeader(records, typeStdout, r.id, 0)
@@ -364,28 +379,33 @@ func (r *Request) end(records []byte) error {
 	c := r.conn
 	r.ended = true
 	c.remove(r)
-	err := c.write(records)
+	err := c.write(records, false)
 	c.settle()
 	return err
 }
 
-// Cut ends the request so that the web server sees an incomplete answer: by the
-// end of the connection, since FastCGI has no other way that all of them
-// understand.
+// Cut ends the request so that the web server sees an incomplete answer, once it has
+// taken what was sent: by the end of the connection, since FastCGI has no other
+// way that all of them understand.
 func (r *Request) Cut() {
 	r.ended = true
 	r.conn.remove(r)
+	select {
+	case <-r.leaving:
+	default:
+		r.conn.drain()
+	}
 	r.conn.kill()
 	r.conn.settle()
 }
 
-// Write sends p as part of the answer: the header block of a CGI answer
-// first, then its body.
+// Write sends p as part of the answer, as Send does: the header block of a CGI
+// answer first, then its body.
 func (r *Request) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil // an empty record would end the stream
 	}
-	if err := r.conn.write(appendRecord(nil, typeStdout, r.id, p)); err != nil {
+	if err := r.conn.write(appendRecord(nil, typeStdout, r.id, p), true); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -396,5 +416,5 @@ func (r *Request) WriteError(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	return r.conn.write(appendRecord(nil, typeStderr, r.id, p))
+	return r.conn.write(appendRecord(nil, typeStderr, r.id, p), true)
 }

@@ -29,6 +29,10 @@ type Server struct {
 	// left unread, or, where it carries several requests at once, the body goes
 	// to an unlinked file in SpoolDir: a slow body never stalls its neighbours.
 	BodyBuffer int
+	// AnswerBuffer is how much of an answer is held when the client does not take it,
+	// in bytes, beside what the kernel holds, so that the Handler goes on; all
+	// answers together have 64 times as much. 0: what one Send brings.
+	AnswerBuffer int
 	// MaxRequests bounds the requests at work at once on one connection; 0
 	// means 256. One more is ended with OVERLOADED.
 	MaxRequests int
@@ -38,6 +42,10 @@ type Server struct {
 	// that has not arrived by then has Slow set; Read and the writing methods
 	// return ErrSlow. A connection without a request may be idle for ever.
 	PeerTimeout time.Duration
+	// Hurry, unless nil, reports whether somebody waits for what a Handler has that
+	// waits for its client. Then 4 KiB must move in 5 s, if PeerTimeout is longer.
+	// It is called about once a second for each such client, and must not block.
+	Hurry func() bool
 	// MaxConns bounds the connections of one listener; 0 means no bound. Where
 	// they are all in use, the next wait in the listener's backlog.
 	MaxConns int
@@ -50,6 +58,7 @@ type Server struct {
 	Logger *slog.Logger
 
 	recheck rechecker
+	held    atomic.Int64 // bytes of answers in outboxes
 
 	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
 	listeners map[net.Listener]struct{}

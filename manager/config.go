@@ -62,6 +62,7 @@ type PoolConfig struct {
 	DrainTimeout   time.Duration // for requests to end before their worker is stopped; not 0
 	RequestTimeout time.Duration // for the application; 0: none
 	ClientTimeout  time.Duration // for the web server to send or take some KiB; 0: none
+	BufferResponse int64         // bytes of an answer that may wait for the web server; 64 times as much for all of the pool
 	MaxConnections int           // of one listener
 	QueueSize      int           // requests that wait for a worker; 0: none may
 	QueueTimeout   time.Duration // how long one may wait; not 0
@@ -109,6 +110,7 @@ func Defaults() (Supervisor, PoolConfig) {
 		DrainTimeout:   60 * time.Second,
 		RequestTimeout: 60 * time.Second,
 		ClientTimeout:  60 * time.Second,
+		BufferResponse: 1 << 20,
 		MaxConnections: 16384,
 		QueueSize:      512,
 		QueueTimeout:   10 * time.Second,

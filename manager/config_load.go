@@ -350,7 +350,7 @@ var later = []string{
 	"max_workers", "control_group", "shutdown_delay", "asgi", "cgi", "chroot", "nice", "rlimit_nofile", "rlimit_core",
 	"start_workers", "min_spare_workers", "max_spare_workers", "idle_timeout", "preload", "max_requests", "max_requests_jitter", "max_memory",
 	"max_age", "reload_on_change", "probe", "concurrency", "greenlets", "tasks", "env_file", "access_format", "ping_path", "status_path",
-	"buffer_request", "buffer_response", "max_boot_failures", "keep_generation", "max_memory_hard", "no_new_privs", "oom_score_adj",
+	"buffer_request", "max_boot_failures", "keep_generation", "max_memory_hard", "no_new_privs", "oom_score_adj",
 	"extensions", "trusted_proxies", "wsgi_post_fork", "slow_timeout",
 }
 

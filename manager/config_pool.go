@@ -29,6 +29,7 @@ const (
 	maxBacklog        = 1<<16 - 1
 	minMaxEnviron     = 4 << 10
 	maxMaxConnections = 1 << 20
+	maxBufferResponse = 64 << 20
 )
 
 var (
@@ -206,6 +207,7 @@ var poolSettings = []setting[draft]{
 	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},
 	{"request_timeout", func(v value, d *draft) { v.duration(&d.RequestTimeout, true) }},
 	{"client_timeout", func(v value, d *draft) { v.duration(&d.ClientTimeout, true) }},
+	{"buffer_response", func(v value, d *draft) { v.size(&d.BufferResponse, 0, maxBufferResponse) }},
 	{"max_connections", func(v value, d *draft) { v.integer(&d.MaxConnections, 1, maxMaxConnections) }},
 	{"queue_size", func(v value, d *draft) { v.integer(&d.QueueSize, 0, maxQueueSize) }},
 	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},

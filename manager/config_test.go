@@ -239,6 +239,7 @@ stop_timeout = "500ms"
 drain_timeout = "2m"
 request_timeout = "0s"
 client_timeout = "45s"
+buffer_response = "64KiB"
 max_connections = 100
 queue_size = 0
 queue_timeout = "1s"
@@ -271,7 +272,7 @@ max_environ = "64KiB"
 		Umask: 0o027, Env: map[string]string{"A": "1", "b.c": ""},
 		Workers: 6, Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
-		ClientTimeout: 45 * time.Second, MaxConnections: 100,
+		ClientTimeout: 45 * time.Second, BufferResponse: 64 << 10, MaxConnections: 100,
 		QueueTimeout: time.Second, AccessLog: "-", MaxEnviron: 64 << 10,
 	}
 	if !reflect.DeepEqual(*cfg.Pools[0], pool) {

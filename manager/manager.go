@@ -268,9 +268,9 @@ func restartNeeded(old, next *Config) error {
 	}
 	for i, o := range old.Pools {
 		n := next.Pools[i]
-		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxConnections, o.ClientTimeout, o.MaxEnviron, o.AccessLog) !=
-			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxConnections, n.ClientTimeout, n.MaxEnviron, n.AccessLog) {
-			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_connections, client_timeout, max_environ or access_log has changed: %s", o.Name, advice)
+		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxConnections, o.ClientTimeout, o.BufferResponse, o.MaxEnviron, o.AccessLog) !=
+			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxConnections, n.ClientTimeout, n.BufferResponse, n.MaxEnviron, n.AccessLog) {
+			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_connections, client_timeout, buffer_response, max_environ or access_log has changed: %s", o.Name, advice)
 		}
 	}
 	return nil

@@ -59,12 +59,14 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 	}
 	p.cfg.Store(cfg)
 	p.server = &fcgi.Server{
-		Handler:     p.serve,
-		MaxParams:   int(cfg.MaxEnviron),
-		PeerTimeout: cfg.ClientTimeout,
-		MaxConns:    cfg.MaxConnections,
-		Logger:      p.log,
-		Allow:       allowed(cfg.AllowedClients),
+		Handler:      p.serve,
+		MaxParams:    int(cfg.MaxEnviron),
+		AnswerBuffer: int(cfg.BufferResponse),
+		PeerTimeout:  cfg.ClientTimeout,
+		Hurry:        p.crowded,
+		MaxConns:     cfg.MaxConnections,
+		Logger:       p.log,
+		Allow:        allowed(cfg.AllowedClients),
 	}
 	return p
 }

@@ -120,6 +120,13 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 	}
 }
 
+// crowded reports whether requests wait for a worker.
+func (p *pool) crowded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.queue.n > 0
+}
+
 // takeIdleLocked takes the slot that was used last.
 func (p *pool) takeIdleLocked() *slot {
 	n := len(p.idle) - 1

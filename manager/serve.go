@@ -29,6 +29,7 @@ type exchange struct {
 	pump     sync.WaitGroup // the goroutine that sends the rest of the body
 	waiting  atomic.Bool    // it waits for the client
 	bodySent bool           // its word that it has sent all of it, or the end in its place
+	bodyErr  error          // its word why it could not
 
 	queuedFor time.Duration
 	ranFor    time.Duration
@@ -41,7 +42,7 @@ type exchange struct {
 	early  bool   // it was sent behind another; under slot.settling until it holds the slot
 	alone  bool   // nobody is behind it, and nobody comes
 	pieces bool   // its answer did not come at once
-	slow   error  // the client was too slow to send its body, or to take its answer
+	slow   bool   // the client was too slow to send its body, or to take its answer
 
 	bounced bool      // it came back withdrawn: it is not sent behind another again
 	waitEnd time.Time // of its waiting in the queue
@@ -256,6 +257,12 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 	} else if x.giveBack(ending{answered: true, large: x.pieces || x.bytes > smallAnswer, ran: time.Since(began)}) {
 		runtime.Gosched() // he sends his request first: the worker is idle until then
 	}
+	var body sync.WaitGroup
+	if !x.all {
+		x.slot = nil
+		body.Go(func() { x.endBody(s) }) // beside what follows, which may wait for a slow client
+		defer body.Wait()
+	}
 	switch {
 	case a.Last:
 		x.sent = true
@@ -279,16 +286,12 @@ func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome
 			o = badAnswer
 		}
 	}
-	if !x.all {
-		x.endBody(s)
-	}
 	return o
 }
 
 // endBody waits for the body's sender, which an answer may overtake, and
 // gives the slot back.
 func (x *exchange) endBody(s *slot) {
-	x.slot = nil
 	x.req.CloseBody()
 	stuck := time.AfterFunc(s.w.gen.cfg.StopTimeout, s.Abort) // a worker that answers must read off the rest
 	x.pump.Wait()
@@ -306,7 +309,7 @@ func (x *exchange) noteSlow(err error) bool {
 	if !errors.Is(err, fcgi.ErrSlow) {
 		return false
 	}
-	x.slow, x.cause = err, err.Error()
+	x.slow, x.cause = true, err.Error()
 	return true
 }
 
@@ -335,7 +338,7 @@ func (x *exchange) sendBody(s *slot) {
 		case errors.Is(err, fcgi.ErrBodyClosed):
 			h.Flags = protocol.FlagLast | protocol.FlagCut
 		default:
-			x.noteSlow(err)
+			x.bodyErr = err
 			s.Abort() // the client is gone or too slow, or its body could not be kept
 			return
 		}
@@ -362,9 +365,10 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 	}
 	s.Abandon()
 	x.pump.Wait()
+	x.noteSlow(x.bodyErr)
 	switch {
 	case errors.Is(err, protocol.ErrAborted):
-		if o = clientGone; x.slow != nil {
+		if o = clientGone; x.slow || x.noteSlow(x.req.Err()) {
 			o = slowClient
 		}
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")

@@ -15,6 +15,8 @@ def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     if environ["PATH_INFO"] == "/big":
         return (b"x" * 65536 for _ in range(1600))
+    if environ["PATH_INFO"] == "/page":
+        return (b"x" * 65536 for _ in range(9))
     return [b"%d" % len(body)]
 `
 
