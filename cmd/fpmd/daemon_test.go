@@ -27,6 +27,9 @@ import (
 // The test binary is fpmd when it is told so, and its own exec-worker.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "exec-worker" || os.Getenv("FPMD_TEST_MAIN") == "1" {
+		if path := os.Getenv("FPMD_TEST_COUNTS"); path != "" && len(os.Args) > 1 && os.Args[1] == "serve" {
+			go tellCounts(path) // ends with the process
+		}
 		main()
 	}
 	goleak.VerifyTestMain(m)

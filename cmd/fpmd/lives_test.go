@@ -1,0 +1,170 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// tellCounts answers, on a Unix socket, how many goroutines this process has and
+// how many KiB of its heap are in use, for as long as it runs.
+func tellCounts(path string) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		panic(err)
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			continue // no descriptor is left
+		}
+		runtime.GC()
+		runtime.GC() // what pools hold goes with the second
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		fmt.Fprint(c, runtime.NumGoroutine(), m.HeapAlloc>>10)
+		c.Close()
+	}
+}
+
+// counts is what an fpmd has of all that may leak.
+type counts struct {
+	goroutines, files, processes, heapKiB int
+	folder                                string // what is in runtime_dir
+}
+
+func count(t *testing.T, d *process) (n counts) {
+	t.Helper()
+	c, err := net.Dial("unix", filepath.Join(d.dir, "counts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := fmt.Fscan(c, &n.goroutines, &n.heapKiB); err != nil {
+		t.Fatal(err)
+	}
+	pid := d.cmd.Process.Pid
+	n.files, n.processes = openFiles(t, pid), len(children(pid))
+	run := filepath.Join(d.dir, "run")
+	var names []string
+	err = filepath.WalkDir(run, func(path string, _ os.DirEntry, err error) error {
+		name, _ := filepath.Rel(run, path)
+		names = append(names, name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.folder = strings.Join(names, " ")
+	return n
+}
+
+// Thousands of lives leave nothing behind: workers that are killed, that end, that do not
+// come up, that a reload replaces, and clients that come, leave, and break off.
+func TestLivesLeaveNothing(t *testing.T) {
+	const workers = 6
+	events := 300 // or what make soak says
+	if s := os.Getenv("FPMD_LIVES"); s != "" {
+		var err error
+		if events, err = strconv.Atoi(s); err != nil {
+			t.Fatal("FPMD_LIVES:", err)
+		}
+	}
+	dir := appDir(t)
+	program := filepath.Join(dir, "app")
+	if out, err := exec.Command("go", "build", "-o", program, "../../examples/go-application").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	write(t, filepath.Join(dir, "app.py"), bigApp)
+	who := ""
+	if os.Getuid() == 0 {
+		who = "\nuser = \"nobody\""
+	}
+	python := fmt.Sprintf("\n[pool.python]\nlisten = %q\nwsgi = \"app:application\"\ndirectory = %q\npython = %q\nworkers = 1%s\n",
+		filepath.Join(dir, "python.sock"), dir, interpreter, who)
+	good := poolConfig(dir, fmt.Sprintf("command = [%q]\nworkers = %d", program, workers)) + python
+	config := filepath.Join(dir, "fpmd.toml")
+	t.Setenv("FPMD_TEST_COUNTS", filepath.Join(dir, "counts"))
+	d := serve(t, dir, good)
+	pid := d.cmd.Process.Pid
+	lines := func(text string) int { return strings.Count(d.log.String(), text) }
+	happened := func() int {
+		return lines("msg=\"worker ready\"") + lines("msg=\"worker gone\"") + lines("msg=\"worker did not start\"")
+	}
+	reload := func(config, text, says string) {
+		write(t, filepath.Join(dir, "fpmd.toml"), text)
+		n := lines(says)
+		d.signal(syscall.SIGHUP)
+		d.waitLogTimes(says, n+1)
+	}
+	ask := func(breakOff int) { // after so many bytes; or behind the request
+		c, err := net.Dial("unix", d.sock())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		request := fcgiRequest("/")
+		c.Write(request[:min(breakOff, len(request))])
+		if breakOff > len(request)+10 {
+			io.Copy(io.Discard, c)
+		}
+	}
+	steps := []func(){
+		func() { // a worker is killed, or told to end
+			if pids := children(pid); len(pids) > 0 {
+				syscall.Kill(pids[rand.N(len(pids))], []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGSEGV}[rand.N(3)])
+			}
+		},
+		func() { reload(config, good, "msg=reloaded") },
+		func() { reload(config, good+"nonsense = 1\n", "level=ERROR msg=reload") },
+		func() { reload(config, strings.Replace(good, program, "/bin/false", 1), "level=ERROR msg=reload") },
+		func() {
+			for range 20 {
+				ask(rand.N(len(fcgiRequest("/")) + 100))
+			}
+		},
+		func() {
+			for range 20 {
+				ask(1000)
+			}
+		},
+	}
+	settle := func() {
+		t.Helper()
+		reload(config, good, "msg=reloaded") // whatever has happened, this is whole
+		d.wait("all workers, and no others", func() bool { return len(children(pid)) == workers+1 })
+		for range 100 {
+			ask(1000)
+		}
+	}
+	for range 30 { // what is made once, is made now
+		steps[rand.N(len(steps))]()
+	}
+	settle()
+	first, began := count(t, d), happened()
+	for happened()-began < events {
+		steps[rand.N(len(steps))]()
+	}
+	settle()
+	var last counts
+	d.wait("what it had before", func() bool {
+		last = count(t, d)
+		return last.goroutines <= first.goroutines+workers && last.files <= first.files && last.processes == first.processes &&
+			last.folder == first.folder
+	})
+	t.Logf("%d events: %+v before, %+v behind", happened()-began, first, last)
+	if grown := last.heapKiB - first.heapKiB; grown > 1024 {
+		t.Errorf("the heap has grown by %d KiB", grown)
+	}
+}
