@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -188,4 +189,171 @@ func TestMaxConns(t *testing.T) {
 	if n := strings.Count(log.String(), "all connections are in use"); n > 3 {
 		t.Errorf("said %d times", n)
 	}
+}
+
+// A clock that ran is over when what was waited for is there: what comes later on the
+// connection has all the time that there is.
+func TestClocksEnd(t *testing.T) {
+	const limit = time.Second
+	handler := func(r *Request) {
+		switch {
+		case r.Slow():
+			say(r, "slow")
+		case param(r, "A") == "big":
+			for range 64 {
+				r.Write(make([]byte, 1<<18))
+			}
+		case param(r, "A") == "sleep":
+			time.Sleep(limit * 3 / 2)
+			say(r, "fine")
+		default:
+			echo(r)
+		}
+	}
+	addrs := map[string]func() *peer{}
+	for _, network := range []string{"unix", "tcp"} {
+		addr := start(t, &Server{PeerTimeout: limit, Handler: handler}, network)
+		addrs[network] = func() *peer { return connect(t, addr) }
+	}
+	for network, dial := range addrs {
+		t.Run("an answer that was not taken at once, and then a request that takes its time/"+network, func(t *testing.T) {
+			t.Parallel()
+			p := dial()
+			p.send(get(1, "A", "big"))
+			time.Sleep(limit / 10)
+			p.answer(1)
+			p.send(get(1, "A", "sleep"))
+			if got := p.answer(1); got.stdout != "fine" {
+				t.Errorf("got %+v", got)
+			}
+		})
+		t.Run("requests that each wait for their body/"+network, func(t *testing.T) {
+			t.Parallel()
+			p := dial()
+			for i := range 6 {
+				p.send(begin(1), params(1, "CONTENT_LENGTH", "3"))
+				time.Sleep(limit * 3 / 10)
+				p.send(stdin(1, "abc"), stdin(1, ""))
+				if got := p.answer(1); got.stdout == "slow" {
+					t.Fatalf("request %d, which took %v, is slow", i+1, limit*3/10)
+				}
+			}
+		})
+	}
+}
+
+// Where one request of a connection is too slow, the others lose nothing: a body is
+// whole, although the clock ran out in the middle of one of its records.
+func TestSlowNeighbour(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	read, bodies := make(chan struct{}), make(chan string, 1)
+	p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) {
+		if r.Slow() {
+			say(r, "slow")
+			return
+		}
+		<-read // until then it waits for nobody, and nobody is slow
+		b, err := io.ReadAll(r)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		bodies <- string(b)
+	}}, "unix"))
+	rec := stdin(1, "0123456789")
+	p.send(begin(1), params(1), stdin(1, "a"))
+	p.send(begin(2), rec[:HeaderLen+3])
+	if got := p.answer(2); got.stdout != "slow" {
+		t.Fatalf("request 2 got %+v", got)
+	}
+	p.send(rec[HeaderLen+3:], stdin(1, "end"), stdin(1, ""))
+	close(read)
+	if got := within(t, "the body", bodies); got != "a0123456789end" {
+		t.Errorf("the body is %q", got)
+	}
+}
+
+// A body that went through a file is as quick as one that did not.
+func TestSpooledBodyIsNotSlow(t *testing.T) {
+	const limit = time.Second
+	ended := make(chan error, 1)
+	p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) {
+		until(t, "the body has filled the memory", func() bool {
+			r.conn.mu.Lock()
+			defer r.conn.mu.Unlock()
+			return r.spool != nil
+		})
+		_, err := io.Copy(io.Discard, r)
+		ended <- err
+	}}, "unix"))
+	p.send(appendRecord(nil, typeGetValues, 0, AppendParam(nil, "FCGI_MPXS_CONNS", "")))
+	p.next()
+	p.send(begin(1), params(1))
+	part := stdin(1, strings.Repeat("x", 60000))
+	for range 5 {
+		p.send(part)
+	}
+	for range 8 {
+		time.Sleep(limit / 4)
+		p.send(part)
+	}
+	p.send(stdin(1, ""))
+	if err := within(t, "the body's end", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+// Behind the answer to a slow request, what its client still sends is read off, so
+// that the answer is not overtaken by a reset.
+func TestSlowClientIsNotReset(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) { say(r, "slow") }}, "unix"))
+	p.send(begin(1), appendHeader(nil, typeParams, 1, 1000))
+	p.answer(1)
+	time.Sleep(2 * limit)
+	if _, err := p.nc.Write([]byte("x")); err != nil {
+		t.Errorf("behind the answer: %v", err)
+	}
+}
+
+// Once a connection has been given up, it costs nothing until its last request ends.
+func TestGivenUpIsQuiet(t *testing.T) {
+	for name, begun := range map[string][][]byte{
+		"with another request":           {get(1), begin(2), appendHeader(nil, typeParams, 2, 1000)},
+		"in the middle of a body's head": {begin(1), params(1), stdin(1, "abc"), {1, 5, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const limit = 100 * time.Millisecond
+			quiet := make(chan struct{})
+			p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) {
+				if !r.Slow() {
+					<-quiet
+				}
+				say(r, "x")
+			}}, "unix"))
+			p.send(begun...)
+			time.Sleep(3 * limit)
+			before := cpuTime()
+			time.Sleep(10 * limit)
+			if used := cpuTime() - before; used > 5*limit {
+				t.Errorf("%v of processor time in %v", used, 10*limit)
+			}
+			close(quiet)
+			for {
+				if h, _, err := p.next(); err != nil {
+					t.Fatal(err)
+				} else if h.typ == typeEndRequest && h.id == 1 {
+					break
+				}
+			}
+		})
+	}
+}
+
+// cpuTime is what this process has used of the processors.
+func cpuTime() time.Duration {
+	var ru syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+		panic(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }

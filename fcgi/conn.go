@@ -49,6 +49,7 @@ type conn struct {
 	ready   []*Request
 	sawData bool
 
+	gaveUp    bool      // what is to come was too slow, and nobody waits for it any more
 	unstarted int       // requests that have begun to arrive and were not started
 	clock     clock     // of what is still to come of them, and
 	waiting   time.Time // since when it runs; zero: it stands
@@ -133,7 +134,11 @@ func (c *conn) serve() {
 // begun something: a request that can't be started yet, or a record.
 func (c *conn) wait() {
 	limit := c.srv.PeerTimeout
-	if limit == 0 || !c.waiting.IsZero() || c.unstarted == 0 && c.headLen == 0 && (c.left == 0 && c.pad == 0 || c.cur != nil) {
+	if limit == 0 || c.gaveUp || !c.waiting.IsZero() {
+		return
+	}
+	if c.unstarted == 0 && c.headLen == 0 && (c.left == 0 && c.pad == 0 || c.cur != nil) {
+		c.clock = clock{} // what comes next begins anew
 		return
 	}
 	c.waiting = time.Now()
@@ -163,12 +168,15 @@ func (c *conn) tooSlow() (over bool) {
 		if !r.started {
 			r.slow, r.started, r.stdinDone = true, true, false
 			slow = append(slow, r)
+			if c.cur == r {
+				c.cur = nil
+			}
 		}
 	}
 	c.closing, c.unread = true, true
 	none := c.quietLocked()
 	c.mu.Unlock()
-	c.cur, c.unstarted = nil, 0
+	c.gaveUp, c.unstarted = true, 0
 	clear(c.ready)
 	c.ready = c.ready[:0]
 	if none {

@@ -78,7 +78,9 @@ func (c *conn) write(b []byte, ahead bool) error {
 	if err := c.push(); err != nil {
 		return c.fail(err)
 	}
-	if len(o.out) > 0 {
+	if len(o.out) == 0 {
+		o.taking = clock{}
+	} else {
 		c.srv.held.Add(int64(len(o.out))) // lent or not: it has to be somewhere
 		o.behind = new(behind)
 		o.behind.change.L = &o.mu
@@ -166,7 +168,7 @@ func (c *conn) flush() {
 		c.srv.held.Add(int64(-n))
 		b.change.Broadcast()
 	}
-	o.out, o.behind = nil, nil
+	o.out, o.behind, o.taking = nil, nil, clock{}
 }
 
 // fail ends the connection, to which nothing can be written any more. outbox.mu is held.

@@ -289,6 +289,7 @@ func (r *Request) Read(p []byte) (int, error) {
 			n := int(min(int64(len(p)), r.spoolSize-r.spoolRead))
 			f, at := r.spool, r.spoolRead
 			r.spoolRead += int64(n)
+			r.arriving.wait(0, n)
 			c.mu.Unlock()
 			return io.ReadFull(io.NewSectionReader(f, at, int64(n)), p[:n])
 		case r.spoolErr != nil:

@@ -46,8 +46,8 @@ type Server struct {
 	// waits for its client. Then 4 KiB must move in 5 s, if PeerTimeout is longer.
 	// It is called about once a second for each such client, and must not block.
 	Hurry func() bool
-	// MaxConns bounds the connections of one listener; 0 means no bound. Where
-	// they are all in use, the next wait in the listener's backlog.
+	// MaxConns bounds the connections of one listener, or of several that have the same
+	// address; 0 means no bound. Where they are all in use, the next wait in the backlog.
 	MaxConns int
 	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
 	SpoolDir string
@@ -63,11 +63,12 @@ type Server struct {
 	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
-	most      int             // conns at once, since Stats was asked for it
-	idle      []chan *Request // runners that wait for a request, last to stop first
-	stopping  atomic.Bool     // set under mu
-	quit      chan struct{}   // closed then, if anybody has served
-	closing   bool            // Close, or a Shutdown out of time: what is accepted now is closed
+	most      int                      // conns at once, since Stats was asked for it
+	idle      []chan *Request          // runners that wait for a request, last to stop first
+	stopping  atomic.Bool              // set under mu
+	quit      chan struct{}            // closed then, if anybody has served
+	rooms     map[string]chan struct{} // by address: has an element for each connection that was accepted there
+	closing   bool                     // Close, or a Shutdown out of time: what is accepted now is closed
 
 	// wg counts accept loops, readers, and runners at work. Shutdown waits for it.
 	wg sync.WaitGroup
@@ -126,11 +127,19 @@ func (s *Server) Serve(l net.Listener) error {
 	if s.listeners == nil {
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})
+		s.rooms = make(map[string]chan struct{})
 	}
 	if s.quit == nil {
 		s.quit = make(chan struct{})
 	}
 	s.listeners[l] = struct{}{}
+	var room chan struct{}
+	if s.MaxConns > 0 {
+		if room = s.rooms[l.Addr().String()]; room == nil {
+			room = make(chan struct{}, s.MaxConns)
+			s.rooms[l.Addr().String()] = room
+		}
+	}
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
@@ -141,10 +150,6 @@ func (s *Server) Serve(l net.Listener) error {
 		l.Close()
 	}()
 
-	var room chan struct{} // has an element for each connection
-	if s.MaxConns > 0 {
-		room = make(chan struct{}, s.MaxConns)
-	}
 	full := false
 	delay := time.Duration(0)
 	for {
@@ -201,7 +206,7 @@ func (s *Server) drainBacklog(l net.Listener) error {
 		return ErrServerClosed
 	}
 	dl.SetDeadline(time.Time{})
-	for began := time.Now(); time.Since(began) < backlogDrain && waiting(dl); { // new ones might come for ever
+	for began := time.Now(); time.Since(began) < backlogDrain && Waiting(dl); { // new ones might come for ever
 		nc, err := dl.Accept()
 		if err != nil {
 			return ErrServerClosed
@@ -211,9 +216,13 @@ func (s *Server) drainBacklog(l net.Listener) error {
 	return ErrServerClosed
 }
 
-// waiting reports whether Accept would return at once.
-func waiting(l deadlineListener) bool {
-	raw, err := l.SyscallConn()
+// Waiting reports whether somebody waits to be accepted by l, a Unix or TCP listener.
+func Waiting(l net.Listener) bool {
+	sc, ok := l.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
 	if err != nil {
 		return false
 	}

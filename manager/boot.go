@@ -34,26 +34,29 @@ func Try(ctx context.Context, cfg *Config, o Options) (trials []Trial, err error
 		return nil, fmt.Errorf("folder for worker sockets: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	m := &Manager{log: o.Logger, opts: o, cfg: cfg, socks: dir}
+	m := &Manager{log: o.Logger, opts: o, cfg: cfg, socks: dir, starts: make(chan struct{}, 1)}
 	if o.WSGI != nil {
 		if m.host, err = sealedMemfd("fpmd-host", o.WSGI.Archive); err != nil {
 			return nil, err
 		}
 		defer m.host.Close()
 	}
-	for i, pc := range cfg.Pools {
-		trials = append(trials, newPool(m, pc).try(ctx, i+1))
+	for _, pc := range cfg.Pools {
+		if ctx.Err() != nil {
+			return trials, context.Cause(ctx)
+		}
+		trials = append(trials, newPool(m, pc).try(ctx))
 	}
 	return trials, nil
 }
 
-func (p *pool) try(ctx context.Context, id int) Trial {
+func (p *pool) try(ctx context.Context) Trial {
 	cfg := p.config()
 	t := Trial{Pool: p.name, Directory: cfg.Directory}
 	if cfg.Cred != nil {
 		t.User = cfg.Cred.Name
 	}
-	l, err := p.launch(id, cfg)
+	l, err := p.launch(0, cfg)
 	if err != nil {
 		t.Err = err
 		return t
@@ -65,19 +68,18 @@ func (p *pool) try(ctx context.Context, id int) Trial {
 		}
 	}
 	slices.Sort(t.Env)
+	g := p.newGeneration(cfg)
+	defer g.cancel()
 	began := time.Now()
-	proc, err := start(ctx, l)
+	w, err := g.startWorker(ctx)
 	t.Took = time.Since(began)
 	if err != nil {
 		t.Err = err
 		return t
 	}
-	t.Slots = proc.slots
-	proc.stop(cfg.StopTimeout)
-	<-proc.done()
-	if err := proc.page.Close(); err != nil {
-		t.Err = err
-	}
+	t.Slots = len(w.slots)
+	g.retire("it was tried")
+	<-w.gone
 	return t
 }
 

@@ -95,8 +95,16 @@ func listenUnix(a Address, cfg *PoolConfig) (_ *listener, err error) {
 	if err := os.Rename(temp, a.Address); err != nil {
 		return nil, err
 	}
-	return &listener{Listener: l, addr: a, dev: st.Dev, ino: st.Ino}, nil
+	return &listener{Listener: unixListener{l, &net.UnixAddr{Name: a.Address, Net: "unix"}}, addr: a, dev: st.Dev, ino: st.Ino}, nil
 }
+
+// A unixListener goes by the name that its socket has in the end.
+type unixListener struct {
+	*net.UnixListener
+	addr *net.UnixAddr
+}
+
+func (l unixListener) Addr() net.Addr { return l.addr }
 
 // dress gives the socket at path its owner, group and mode. It holds on to the
 // file by a descriptor: in a folder where others may write, the name could become a

@@ -50,11 +50,12 @@ type Manager struct {
 	starts chan struct{} // has room for as many workers as start at once
 	ids    atomic.Int64  // of workers
 
-	reload  sync.Mutex // held while a reload or the stop is under way
-	stopped bool       // guarded by reload
-	serving sync.WaitGroup
-	quit    context.CancelFunc // ends what serving counts besides the servers
-	ready   chan struct{}
+	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
+	stopped    bool              // guarded by reload, and so is
+	complaints map[string]string // the last error about a path that can't be made again
+	serving    sync.WaitGroup
+	quit       context.CancelFunc // ends what serving counts besides the servers
+	ready      chan struct{}
 }
 
 // New makes the runtime folder, binds every socket, and returns a Manager that
@@ -123,8 +124,14 @@ func (m *Manager) claim(dir string) error {
 // in the place of our workers'.
 func oursAlone(dir string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	// A link that somebody else has put there leads where he wants.
+	if err := unix.Lstat(dir, &st); err != nil {
 		return err
+	}
+	if st.Uid == 0 || int(st.Uid) == os.Geteuid() {
+		if err := unix.Stat(dir, &st); err != nil {
+			return err
+		}
 	}
 	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("it belongs to user %d, who could replace the workers' sockets: want a folder of user %d, or of root", st.Uid, os.Geteuid())
@@ -177,11 +184,25 @@ func (m *Manager) release() {
 	if m.host != nil {
 		m.host.Close()
 	}
-	if m.lock != nil {
+	if m.holdsRuntimeDir() {
 		os.RemoveAll(m.socks)
 		os.Remove(m.lock.Name())
-		m.lock.Close()
 	}
+	m.lock.Close()
+}
+
+// holdsRuntimeDir reports whether the lock in runtime_dir is ours: the folder may have been removed
+// meanwhile, and made by another fpmd.
+func (m *Manager) holdsRuntimeDir() bool {
+	if m.lock == nil {
+		return false
+	}
+	ours, err := m.lock.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(m.lock.Name())
+	return err == nil && os.SameFile(ours, there)
 }
 
 func sealedMemfd(name string, content []byte) (*os.File, error) {

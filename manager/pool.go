@@ -21,7 +21,8 @@ type pool struct {
 	log       *slog.Logger
 	server    *fcgi.Server
 	listeners []*listener
-	access    *accessLog // nil: off
+	former    []*listener // whose name was removed, while somebody waits in their backlogs; guarded by Manager.reload
+	access    *accessLog  // nil: off
 	numbers   atomic.Uint64
 	backoff   backoff
 	patience  time.Duration              // of a second exchange

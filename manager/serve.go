@@ -142,14 +142,14 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	}
 	s.SetDeadline(after(now, cfg.RequestTimeout))
 	if !x.req.Watch(s) {
-		return x.lost(protocol.ErrAborted, now)
+		return x.lost(protocol.ErrAborted)
 	}
 	if early {
 		s.Admit()
 	}
 	if !x.all {
 		if err := s.Flush(); err != nil {
-			return x.lost(err, now)
+			return x.lost(err)
 		}
 		x.pump.Go(func() { x.sendBody(s) }) // not x.slot, which an answer takes away; ends with the body, with CloseBody, or with the slot's connection
 	}
@@ -162,7 +162,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		a, err := s.Receive(x.buf, x.req)
 		if err != nil {
 			if ended != nil || errors.Is(err, protocol.ErrProtocol) || x.takeBack() {
-				return x.lost(cmp.Or(ended, err), now)
+				return x.lost(cmp.Or(ended, err))
 			}
 			ended = err
 			s.Resume(time.Now().Add(reapWait))
@@ -196,7 +196,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 			kept = append(make([]byte, 0, 2*len(a.Bytes)), a.Bytes...)
 		}
 		if len(kept) > maxAhead {
-			return x.lost(errAhead, now)
+			return x.lost(errAhead)
 		}
 		if kept != nil {
 			continue
@@ -204,7 +204,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		x.sent = true
 		if err := x.req.Send(a.Bytes); err != nil {
 			x.noteSlow(err)
-			return x.lost(protocol.ErrAborted, now)
+			return x.lost(protocol.ErrAborted)
 		}
 		if cfg.RequestTimeout > 0 && !x.waiting.Load() {
 			s.SetDeadline(time.Now().Add(cfg.RequestTimeout)) // the clock starts anew with every block
@@ -354,12 +354,13 @@ func (x *exchange) sendBody(s *slot) {
 }
 
 // lost settles an exchange that got no complete answer.
-func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
+func (x *exchange) lost(err error) (o outcome, again bool) {
 	s, w := x.slot, x.slot.w
 	cfg := w.gen.cfg
 	x.req.Watch(nil)
 	x.takeBack()
 	x.slot = nil
+	unheard := s.State() == protocol.SlotSent
 	if !x.all {
 		x.req.CloseBody()
 	}
@@ -372,7 +373,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 			o = slowClient
 		}
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
-		w.settle(s, after(began, cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
+		w.settle(s, after(time.Now(), cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
 	case errors.Is(err, protocol.ErrDeadline):
 		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
 		w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", "answer 504, replace the worker")
@@ -398,7 +399,7 @@ func (x *exchange) lost(err error, began time.Time) (o outcome, again bool) {
 		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
 		x.pool.refuseSecond(s, o, x.cause)
 		w.retire("bad_answer")
-		again = x.all && x.status == 0 && s.Withdraw(x.number) // an answer that nobody asked for had come before
+		again = x.all && unheard && s.Withdraw(x.number) // an answer that nobody asked for had come before
 		x.pool.discard(s)
 	}
 	if x.sent {

@@ -6,7 +6,10 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
+
+	"fpmd/fcgi"
 )
 
 const (
@@ -53,7 +56,7 @@ func (m *Manager) trim(most int) int {
 
 // restore makes again what somebody has removed while we run: the runtime
 // folder, without which no worker starts, and the names of Unix sockets,
-// without which nobody connects.
+// without which nobody connects. What it can't make it complains of once.
 func (m *Manager) restore() {
 	if !m.reload.TryLock() { // by a reload, or the stop; the next time, then
 		return
@@ -63,13 +66,16 @@ func (m *Manager) restore() {
 		return
 	}
 	dir := m.cfg.Supervisor.RuntimeDir
-	if missing(m.socks) || missing(m.lock.Name()) {
+	if missing(m.socks) || !m.holdsRuntimeDir() {
 		m.lock.Close()
-		if err := m.claim(dir); err != nil {
-			m.log.Error("runtime_dir was removed", "cause", err, "next", "try again; no worker starts until then")
-			return
+		m.lock = nil
+		err := m.claim(dir)
+		if m.complains(dir, err) {
+			m.log.Error("runtime_dir was removed", "cause", err, "next", "try again until it works; no worker starts until then")
 		}
-		m.log.Warn("runtime_dir was removed", "runtime_dir", dir, "next", "made again")
+		if err == nil {
+			m.log.Warn("runtime_dir was removed", "runtime_dir", dir, "next", "made again")
+		}
 	}
 	for _, p := range m.pools {
 		for i, l := range p.listeners {
@@ -77,16 +83,41 @@ func (m *Manager) restore() {
 				continue
 			}
 			again, err := listen(l.addr, p.config())
+			if m.complains(l.addr.Address, err) {
+				p.log.Error("socket was removed", "listen", l.addr.Address, "cause", err, "next", "try again until it works; nobody new connects until then")
+			}
 			if err != nil {
-				p.log.Error("socket was removed", "listen", l.addr.Address, "cause", err, "next", "try again; nobody new connects until then")
 				continue
 			}
 			p.listeners[i] = again
-			l.Close() // nobody finds it any more; who has connected stays
+			p.former = append(p.former, l) // nobody finds it any more; who waits in its backlog is still taken
 			m.serve(p, again)
 			p.log.Warn("socket was removed", "listen", l.addr.Address, "next", "made again")
 		}
+		p.former = slices.DeleteFunc(p.former, func(l *listener) bool {
+			if fcgi.Waiting(l.Listener) {
+				return false
+			}
+			l.Close()
+			return true
+		})
 	}
+}
+
+// complains reports whether err, about path, is another than the last time.
+func (m *Manager) complains(path string, err error) bool {
+	if err == nil {
+		delete(m.complaints, path)
+		return false
+	}
+	if m.complaints[path] == err.Error() {
+		return false
+	}
+	if m.complaints == nil {
+		m.complaints = make(map[string]string)
+	}
+	m.complaints[path] = err.Error()
+	return true
 }
 
 func missing(path string) bool {

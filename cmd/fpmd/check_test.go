@@ -15,6 +15,11 @@ func TestCheckBoot(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	write(t, filepath.Join(dir, "broken.py"), "import nonesuch\n")
+	write(t, filepath.Join(dir, "deaf.py"), `
+import os, time
+os.write(int(os.environ["FPMD_HANDSHAKE_FD"]), b"1|1|unix|1|exchange\n")
+time.sleep(1000)
+`)
 	config := wsgiPool(dir, "env = { SECRET = \"hush\" }")
 	d := serve(t, dir, config)
 
@@ -32,7 +37,13 @@ python = %q
 [pool.other]
 listen = %q
 command = ["/bin/true"]
-%s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who))
+%s
+[pool.deaf]
+listen = %q
+command = [%q, %q]
+start_timeout = "2s"
+%s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who,
+		filepath.Join(dir, "deaf.sock"), interpreter, filepath.Join(dir, "deaf.py"), who))
 	tmp := t.TempDir()
 	run := func(file string) (string, int) {
 		cmd := exec.Command(os.Args[0], "check", "-c", filepath.Join(dir, file), "--boot")
@@ -52,7 +63,8 @@ command = ["/bin/true"]
 		"pool broken: no worker comes up\n", "ModuleNotFoundError: No module named 'nonesuch'", "line 1, in <module>",
 		"  directory    " + dir + "\n", "  usually      the module is not below directory or python_path",
 		"pool other: no worker comes up\n", "  error        exited with status 0 before it was ready\n", "  usually      the program is no worker",
-		"fpmd: check --boot: no worker comes up of 2 of 3 pools",
+		"fpmd: check --boot: no worker comes up of 3 of 4 pools",
+		"pool deaf: no worker comes up\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("without %q:\n%s", want, out)

@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,6 +153,38 @@ func TestRemovedWhileRunning(t *testing.T) {
 	d.waitLogTimes("msg=\"worker ready\"", 2)
 	if _, err := askOnce(d.sock()); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Who waits in the backlog of a socket whose name is removed is served all the same.
+func TestRemovedSocketKeepsItsBacklog(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1\nmax_connections = 1"))
+	var first, second net.Conn
+	for _, c := range []*net.Conn{&first, &second} {
+		var err error
+		if *c, err = net.Dial("unix", d.sock()); err != nil {
+			t.Fatal(err)
+		}
+		defer (*c).Close()
+	}
+	d.waitLog("msg=\"all connections are in use\" pool=app listen=" + d.sock())
+	if _, err := second.Write(fcgiRequest("/")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(d.sock()); err != nil {
+		t.Fatal(err)
+	}
+	d.waitLog("socket was removed")
+	first.Close()
+	second.SetDeadline(time.Now().Add(patience))
+	answer, err := io.ReadAll(second)
+	if !strings.Contains(string(answer), "Status: 200") {
+		t.Errorf("got %q, %v", answer, err)
+	}
+	if _, err := askOnce(d.sock()); err != nil {
+		t.Errorf("the new one: %v", err)
 	}
 }
 

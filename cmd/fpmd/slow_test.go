@@ -37,7 +37,7 @@ func fcgiUpload(length string) []byte {
 func TestSlowClients(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), bigApp)
-	d := serve(t, dir, wsgiPool(dir, "workers = 1\nclient_timeout = \"1s\""))
+	d := serve(t, dir, wsgiPool(dir, "workers = 1\nclient_timeout = \"1s\"\nrequest_timeout = \"1s\""))
 	dial := func() net.Conn {
 		c, err := net.Dial("unix", d.sock())
 		if err != nil {
@@ -83,4 +83,7 @@ func TestSlowClients(t *testing.T) {
 		d.waitLog("it took")
 		served("afterwards")
 	})
+	if log := d.log.String(); strings.Contains(log, "worker gone") {
+		t.Errorf("slow clients have cost a worker:\n%s", log)
+	}
 }
