@@ -390,7 +390,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 			x.pool.discard(s)
 		case <-time.After(reapWait):
 			o, x.cause = badAnswer, "the worker closed the connection without an answer"
-			again = x.all && s.Withdraw(x.number)
+			again = x.all && s.WithdrawHeld()
 			x.pool.refuseSecond(s, o, x.cause)
 			w.settle(s, after(time.Now(), cfg.StopTimeout), x.cause)
 		}
@@ -399,7 +399,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
 		x.pool.refuseSecond(s, o, x.cause)
 		w.retire("bad_answer")
-		again = x.all && unheard && s.Withdraw(x.number) // an answer that nobody asked for had come before
+		again = x.all && unheard && s.WithdrawHeld() // an answer that nobody asked for had come before
 		x.pool.discard(s)
 	}
 	if x.sent {

@@ -316,6 +316,13 @@ func (s *Slot) Withdraw(number uint64) bool {
 	return s.page.Withdraw(s.index, number)
 }
 
+// WithdrawHeld does the same with the exchange that the slot holds, once that has been given up. The
+// page has one word for each slot: where another was sent behind, and perhaps
+// taken back, that keeps it, and WithdrawHeld is false.
+func (s *Slot) WithdrawHeld() bool {
+	return s.behind.Load() == 0 && s.stale == 0 && s.Withdraw(s.number)
+}
+
 // Resume undoes Abort and Lose for this connection, for who reads what has come
 // of an answer after all.
 func (s *Slot) Resume(deadline time.Time) {

@@ -557,6 +557,34 @@ func TestSecondWithdrawn(t *testing.T) {
 	}
 }
 
+// The exchange that a slot holds is not withdrawn where that would undo what was done
+// to one behind it: the page has one word for both.
+func TestWithdrawHeld(t *testing.T) {
+	s, w := pair(t)
+	s.Send(request(), nil, true, 1)
+	if !s.WithdrawHeld() {
+		t.Error("an exchange that is alone was not withdrawn")
+	}
+	s, w = pair(t)
+	s.Send(request(), nil, true, 1)
+	s.Flush()
+	s.open.Store(true)
+	if !s.SendBehind(request(), nil, 2) || !s.Withdraw(2) {
+		t.Fatal("not sent, or not withdrawn")
+	}
+	if s.WithdrawHeld() {
+		t.Error("withdrawn, with another behind it")
+	}
+	w.Write(response(200, okBlock, "first", FlagLast))
+	if _, _, _, err := answer(t, s); err != nil {
+		t.Fatal(err)
+	}
+	s.Send(request(), nil, true, 3)
+	if s.WithdrawHeld() {
+		t.Error("withdrawn, before the WITHDRAWN of the other has come")
+	}
+}
+
 // What the kernel might take in two parts is not sent behind another exchange.
 func TestSecondTooLong(t *testing.T) {
 	s, w := pair(t)
