@@ -191,6 +191,44 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
+// Where all connections are in use and another one waits, those make room that have been
+// idle for long, the longest first: not one that has just asked, nor one at work.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	const limit = time.Second
+	release := make(chan struct{})
+	s := &Server{MaxConns: 3, PeerTimeout: limit, Handler: func(r *Request) {
+		if param(r, "A") == "wait" {
+			<-release
+		}
+		echo(r)
+	}}
+	addr := start(t, s, "unix")
+	busy, idle, quick := connect(t, addr), connect(t, addr), connect(t, addr)
+	busy.send(get(1, "A", "wait"))
+	idle.send(get(1))
+	idle.answer(1)
+	quick.send(get(1))
+	quick.answer(1)
+	next := connect(t, addr)
+	next.send(get(1))
+	for waiting := true; waiting; {
+		quick.send(get(1))
+		quick.answer(1)
+		next.nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		_, err := next.br.Peek(1)
+		waiting = errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	next.nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+	next.answer(1)
+	if rest := idle.ended(); rest != "" {
+		t.Errorf("the idle one got %q", rest)
+	}
+	quick.send(get(1))
+	quick.answer(1)
+	close(release)
+	busy.answer(1)
+}
+
 // A clock that ran is over when what was waited for is there: what comes later on the
 // connection has all the time that there is.
 func TestClocksEnd(t *testing.T) {

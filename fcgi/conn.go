@@ -74,6 +74,8 @@ type conn struct {
 	linger  time.Time // unless zero: closed for writing; until then, what still comes is discarded
 	killed  bool      // to be closed, whatever is going on
 	broken  error     // why nothing can be written any more
+	asked   time.Time // when its last request began; before the first, when it was accepted
+	evicted bool      // to be closed when it is idle: others want its place
 }
 
 func newConn(s *Server, nc net.Conn) (*conn, error) {
@@ -85,7 +87,7 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{srv: s, nc: nc, raw: raw}
+	c := &conn{srv: s, nc: nc, raw: raw, asked: time.Now()}
 	c.outbox.sending = c.send
 	return c, nil
 }
@@ -208,7 +210,7 @@ func (c *conn) expired() (over bool) {
 	case !c.linger.IsZero():
 		c.nc.SetReadDeadline(c.linger)
 		return !time.Now().Before(c.linger)
-	case c.srv.stopping.Load() && c.quietLocked():
+	case (c.srv.stopping.Load() || c.evicted) && c.quietLocked():
 		// What the client has sent already is read and answered; one that has
 		// only connected yet, or is in the middle of a record, is given the time to ask.
 		now := time.Now()
@@ -224,6 +226,24 @@ func (c *conn) expired() (over bool) {
 		}
 	}
 	return false
+}
+
+// idleFor is how long the connection has had no request, but for the time that the last took; 0 if it has one.
+func (c *conn) idleFor(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.evicted || !c.quietLocked() {
+		return 0
+	}
+	return now.Sub(c.asked)
+}
+
+// evict has the connection closed as soon as it is idle.
+func (c *conn) evict() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.evicted = true
+	c.poke()
 }
 
 // quietLocked reports whether no request is under way. mu is held.
@@ -496,6 +516,7 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 		c.mux = true
 	}
 	r := newRequest(c, id, role, keep)
+	c.asked = r.received
 	c.active = append(c.active, r)
 	c.mu.Unlock()
 	c.unstarted++
@@ -644,7 +665,7 @@ func (c *conn) settleLocked() {
 		}
 		c.linger = time.Now().Add(lingerTime)
 		c.nc.SetReadDeadline(c.linger)
-	case c.srv.stopping.Load():
+	case c.srv.stopping.Load() || c.evicted:
 		c.poke() // the reader sees to the end
 	}
 }

@@ -29,7 +29,7 @@ func TestAnswerRunsAhead(t *testing.T) {
 			waits  bool // for the client
 		}{
 			"fits":         {900 << 10, false},
-			"does not fit": {64 << 20, true}, // nor into the buffers of a socket
+			"does not fit": {16 << 20, true}, // nor into the buffers of a socket
 		} {
 			t.Run(network+"/"+name, func(t *testing.T) {
 				t.Parallel()

@@ -1,10 +1,12 @@
 package fcgi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,14 +42,16 @@ type Server struct {
 	// 4 KiB: for parameters, for a body that is read or waited for before the
 	// Handler starts, and for room to write to; 0 means no bound. A request
 	// that has not arrived by then has Slow set; Read and the writing methods
-	// return ErrSlow. A connection without a request may be idle for ever.
+	// return ErrSlow. A connection without a request may be idle for ever,
+	// unless MaxConns is met.
 	PeerTimeout time.Duration
 	// Hurry, unless nil, reports whether somebody waits for what a Handler has that
 	// waits for its client. Then 4 KiB must move in 5 s, if PeerTimeout is longer.
 	// It is called about once a second for each such client, and must not block.
 	Hurry func() bool
 	// MaxConns bounds the connections of one listener, or of several that have the same
-	// address; 0 means no bound. Where they are all in use, the next wait in the backlog.
+	// address; 0 means no bound. Where they are all in use, the next wait in the backlog, and those that have been idle for
+	// all of PeerTimeout make room for them.
 	MaxConns int
 	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
 	SpoolDir string
@@ -88,6 +92,8 @@ const (
 	firstRequestGrace = time.Second
 	lingerTime        = 2 * time.Second
 	backlogDrain      = 250 * time.Millisecond
+
+	evictedAtOnce = 32 // idle connections, where others want their places
 )
 
 func (s *Server) maxParams() int   { return orDefault(s.MaxParams, defaultMaxParams) }
@@ -162,10 +168,15 @@ func (s *Server) Serve(l net.Listener) error {
 					s.logger().Warn("all connections are in use", "listen", l.Addr().String(), "connections", s.MaxConns, "next", "new ones wait until one ends")
 					full = true
 				}
-				select {
-				case room <- struct{}{}:
-				case <-s.quit:
-					return s.drainBacklog(l)
+				for had := false; !had; {
+					select {
+					case room <- struct{}{}:
+						had = true
+					case <-time.After(clockTick):
+						s.makeRoom(room, l)
+					case <-s.quit:
+						return s.drainBacklog(l)
+					}
 				}
 			}
 		}
@@ -195,6 +206,32 @@ func (s *Server) Serve(l net.Listener) error {
 			time.Sleep(delay)
 			delay = min(2*delay, time.Second)
 		}
+	}
+}
+
+// makeRoom closes connections, if somebody waits in l's backlog for their place: some of
+// those that have been idle for all of PeerTimeout, the longest ones first.
+func (s *Server) makeRoom(room chan struct{}, l net.Listener) {
+	if s.PeerTimeout == 0 || !Waiting(l) {
+		return
+	}
+	s.mu.Lock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		if c.room == room {
+			conns = append(conns, c)
+		}
+	}
+	s.mu.Unlock()
+	now := time.Now()
+	idle := make(map[*conn]time.Duration, len(conns))
+	conns = slices.DeleteFunc(conns, func(c *conn) bool {
+		idle[c] = c.idleFor(now)
+		return idle[c] < s.PeerTimeout
+	})
+	slices.SortFunc(conns, func(a, b *conn) int { return cmp.Compare(idle[b], idle[a]) })
+	for _, c := range conns[:min(len(conns), evictedAtOnce)] {
+		c.evict()
 	}
 }
 
@@ -258,10 +295,10 @@ func (s *Server) open(nc net.Conn, room chan struct{}) (opened bool) {
 		nc.Close()
 		return false
 	}
+	c.room = room
 	s.conns[c] = struct{}{}
 	s.most = max(s.most, len(s.conns))
 	s.mu.Unlock()
-	c.room = room
 	s.wg.Go(c.serve) // ends when the client leaves, or at Shutdown or Close
 	return true
 }
