@@ -38,7 +38,7 @@ func (k *clock) slow(what string, limit time.Duration) error {
 
 const (
 	// hurried is in place of PeerTimeout where somebody else waits.
-	hurried = 5 * time.Second
+	hurried = 10 * time.Second
 	// clockTick is how long a client is waited for until the clock is looked at. Of a
 	// full Unix socket, the poller tells only when three quarters of it are free
 	// again: what has moved meanwhile shows in another try.

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -395,3 +398,95 @@ func cpuTime() time.Duration {
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
+
+// A request that begins on a connection that was given up does not keep it open.
+func TestNothingBeginsWhereGivenUp(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	begun := make(chan struct{})
+	p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) { <-begun; say(r, "slow") }}, "unix"))
+	p.send(begin(1))
+	time.Sleep(3 * limit)
+	p.send(begin(2))
+	time.Sleep(limit)
+	close(begun)
+	p.answer(1)
+	p.ended()
+}
+
+// What has come in the last moment counts, although the clock had run out.
+func TestLateIsNotTooLate(t *testing.T) {
+	for name, last := range map[string]func(p *peer, r *Request){
+		"a part of the body": func(p *peer, _ *Request) { p.send(stdin(1, "x")) },
+		"its end":            func(p *peer, _ *Request) { p.send(stdin(1, "")) },
+		"that nobody wants":  func(_ *peer, r *Request) { r.CloseBody() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			requests, read := make(chan *Request, 1), make(chan error, 1)
+			var crowd atomic.Bool
+			p := connect(t, start(t, &Server{Hurry: crowd.Load, Handler: func(r *Request) {
+				r.arriving.wait(time.Hour, 0)
+				requests <- r
+				_, err := r.Read(make([]byte, 10))
+				read <- err
+			}}, "unix"))
+			p.send(begin(1), params(1))
+			r := <-requests
+			crowd.Store(true)
+			last(p, r)
+			if err := within(t, "Read", read); errors.Is(err, ErrSlow) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Where a listener is retired, who waits in its backlog is served, and then it has no
+// place among the connections any more.
+func TestRetire(t *testing.T) {
+	dir := t.TempDir()
+	s := &Server{MaxConns: 1, Handler: echo}
+	listen := func(name string) net.Listener {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sameName{l}
+	}
+	former, next := listen("former"), listen("next")
+	served := make(chan error, 2)
+	dial := func(name string) *peer {
+		return connect(t, &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
+	}
+	go func() { served <- s.Serve(former) }() // ends when it is retired
+	first := dial("former")
+	first.send(get(1))
+	first.answer(1)
+	second := dial("former")
+	second.send(get(1))
+	s.Retire(former)
+	go func() { served <- s.Serve(next) }() // ends at Close
+	defer s.Close()
+	third := dial("next")
+	third.send(get(1))
+	first.nc.Close()
+	go func() { // in whichever order they get the one place
+		second.answer(1)
+		second.nc.Close()
+	}()
+	third.answer(1)
+	third.nc.Close()
+	if err := within(t, "the former's end", served); !errors.Is(err, ErrServerClosed) {
+		t.Error(err)
+	}
+	for range 2 {
+		p := dial("next")
+		p.send(get(1))
+		p.answer(1)
+		p.nc.Close()
+	}
+}
+
+// A sameName is a listener that shares its connections' bound with others.
+type sameName struct{ *net.UnixListener }
+
+func (sameName) Addr() net.Addr { return &net.UnixAddr{Name: "the same", Net: "unix"} }

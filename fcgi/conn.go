@@ -479,7 +479,7 @@ func (c *conn) end() error {
 	case typeData: // of the Filter role, which nobody here plays
 	default: // a management record, as begin has checked
 		b := appendHeader(nil, typeUnknownType, 0, 8)
-		_ = c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0), false)
+		_ = c.write(append(b, byte(h.typ), 0, 0, 0, 0, 0, 0, 0), reading)
 	}
 	return nil
 }
@@ -508,9 +508,9 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 		c.refuse(id, keep, StatusOverloaded)
 		return nil
 	}
-	if !c.linger.IsZero() || c.killed {
+	if !c.linger.IsZero() || c.killed || c.gaveUp {
 		c.mu.Unlock()
-		return nil // it could not be answered
+		return nil // it could not be answered, or nobody would wait for it
 	}
 	if id != 1 || len(c.active) > 0 {
 		c.mux = true
@@ -525,7 +525,7 @@ func (c *conn) beginRequest(id uint16, role Role, keep bool) error {
 
 // refuse ends a request that has only just begun.
 func (c *conn) refuse(id uint16, keep bool, status ProtocolStatus) {
-	_ = c.write(appendEnd(nil, id, 0, status), false)
+	_ = c.write(appendEnd(nil, id, 0, status), reading)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !keep {
@@ -587,7 +587,7 @@ func (c *conn) abort(id uint16) {
 	c.mu.Unlock()
 	if !started {
 		c.unstarted--
-		_ = r.End(0)
+		_ = r.end(appendEnd(appendHeader(nil, typeStdout, r.id, 0), r.id, 0, StatusRequestComplete), reading)
 	}
 }
 
@@ -613,7 +613,7 @@ func (c *conn) getValues() error {
 		}
 	}
 	putHeader(answer, typeGetValuesResult, 0, len(answer)-HeaderLen)
-	_ = c.write(answer, false)
+	_ = c.write(answer, reading)
 	return nil
 }
 
@@ -656,7 +656,7 @@ func (c *conn) settle() {
 // unread is a reset, which may overtake the answer.
 func (c *conn) settleLocked() {
 	switch {
-	case !c.quietLocked():
+	case !c.quietLocked() || c.killed:
 	case c.closing && !c.unread:
 		c.killLocked()
 	case c.closing && c.linger.IsZero():

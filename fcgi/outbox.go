@@ -16,8 +16,8 @@ import (
 // belong to. When the client does not take them at once, they are kept, and a
 // goroutine writes them, so that the worker whose answer it is can go on.
 type outbox struct {
-	// mu is held while whole records are written. It is the one lock that is held
-	// over I/O: what it orders is the I/O.
+	// mu is held while whole records are written, which is aheadAfter at the most. It
+	// is the one lock that is held over I/O: what it orders is the I/O.
 	mu     sync.Mutex
 	err    error // why nothing can be written any more
 	behind *behind
@@ -25,19 +25,19 @@ type outbox struct {
 	// Of who holds mu, but of the flusher while there is one.
 	out     []byte             // what send writes next
 	outErr  error              // why it can't
-	ahead   bool               // whose it is need not wait long
+	trying  bool               // the rest will be kept
 	blocked time.Time          // since when it waits for room; zero: it does not
-	moved   int                // bytes since then
+	moved   int                // bytes since the clock was told
 	taking  clock              // of the client
 	sending func(uintptr) bool // c.send, made once
 }
 
 // behind is what has been kept of records, while there is any.
 type behind struct {
-	pieces  []*piece
-	size    int          // bytes that are not written yet
-	change  sync.Cond    // size has become less, or there is an error; of outbox.mu
-	waiting atomic.Int32 // who wants more room than there is, and has something that others may want
+	pieces        []*piece
+	kept, written int          // bytes, in all
+	change        sync.Cond    // there is more written, or an error; of outbox.mu
+	holding       atomic.Int32 // who waits for room, and has something that others may want
 }
 
 // A piece is as much as is written at once of what was kept. It is small: of a Unix
@@ -57,48 +57,72 @@ const (
 	shares = 64
 )
 
-// write sends whole records. With ahead, it returns as soon as they are written
-// or kept, else when they are written, and all before them. After an error nothing
-// can follow that a peer could make sense of, so the connection is closed.
-func (c *conn) write(b []byte, ahead bool) error {
+// A writer is who writes, and so how long it waits.
+type writer uint8
+
+const (
+	working writer = iota // a request that has more to say: until the records are written, or kept within bounds
+	ending                // a request that ends: until all is written, which is kept meanwhile, bounds or not
+	reading               // the connection's reader: as working, but it keeps nothing from others meanwhile
+)
+
+// write sends whole records. After an error nothing can follow that a peer could make
+// sense of, so the connection is closed.
+func (c *conn) write(b []byte, who writer) error {
 	o := &c.outbox
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.behind != nil && o.err == nil {
-		if ahead && c.srv.lend(o.behind.size, len(b)) {
-			o.behind.keep(b)
+		if who == ending {
+			c.keep(b)
+			return c.awaitWritten()
+		}
+		if c.srv.lends(o.behind.kept-o.behind.written, len(b)) {
+			c.keep(b)
 			return nil
 		}
-		o.awaitChange(ahead)
+		o.awaitChange(who == working)
 	}
 	if o.err != nil {
 		return o.err
 	}
-	o.out, o.ahead = b, ahead
+	o.out, o.trying = b, true
 	if err := c.push(); err != nil {
 		return c.fail(err)
 	}
-	if len(o.out) == 0 {
+	rest := o.out
+	o.out, o.trying = nil, false
+	if len(rest) == 0 {
 		o.taking = clock{}
-	} else {
-		c.srv.held.Add(int64(len(o.out))) // lent or not: it has to be somewhere
-		o.behind = new(behind)
-		o.behind.change.L = &o.mu
-		o.behind.keep(o.out)
-		c.srv.wg.Go(c.flush) // ends with what was kept, or with the connection
+		return nil
 	}
-	o.out = nil
+	o.behind = new(behind)
+	o.behind.change.L = &o.mu
+	c.keep(rest)
+	c.srv.wg.Go(c.flush) // ends with what was kept, or with the connection
+	if who == ending {
+		return c.awaitWritten()
+	}
 	return nil
 }
 
-// drain waits until all is written that was kept.
+// drain waits until all is written that has been kept by now.
 func (c *conn) drain() {
+	c.outbox.mu.Lock()
+	defer c.outbox.mu.Unlock()
+	_ = c.awaitWritten() // the connection ends in any case
+}
+
+// awaitWritten waits until all is written that has been kept by now; others may
+// keep more meanwhile. outbox.mu is held.
+func (c *conn) awaitWritten() error {
 	o := &c.outbox
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for o.behind != nil {
-		o.awaitChange(false)
+	if b := o.behind; b != nil {
+		for mark := b.kept; b.written < mark && o.err == nil; {
+			o.awaitChange(false)
+		}
 	}
+	return o.err
 }
 
 // awaitChange waits for a piece to be written. holds says that meanwhile something
@@ -106,27 +130,17 @@ func (c *conn) drain() {
 func (o *outbox) awaitChange(holds bool) {
 	b := o.behind
 	if holds {
-		b.waiting.Add(1)
-		defer b.waiting.Add(-1)
+		b.holding.Add(1)
+		defer b.holding.Add(-1)
 	}
 	b.change.Wait()
 }
 
-// lend takes n bytes more for an answer that has size of them, and reports whether
-// that is within the bounds.
-func (s *Server) lend(size, n int) bool {
-	if size+n > s.AnswerBuffer {
-		return false
-	}
-	if s.held.Add(int64(n)) > int64(shares*s.AnswerBuffer) {
-		s.held.Add(int64(-n))
-		return false
-	}
-	return true
-}
-
-func (b *behind) keep(p []byte) {
-	b.size += len(p)
+// keep copies p for the flusher. outbox.mu is held.
+func (c *conn) keep(p []byte) {
+	b := c.outbox.behind
+	b.kept += len(p)
+	c.srv.held.Add(int64(len(p)))
 	for len(p) > 0 {
 		var last *piece
 		if n := len(b.pieces); n > 0 && b.pieces[n-1].n < len(last.b) {
@@ -142,13 +156,17 @@ func (b *behind) keep(p []byte) {
 	}
 }
 
+// lends reports whether an answer that has size bytes of them may keep n more.
+func (s *Server) lends(size, n int) bool {
+	return size+n <= s.AnswerBuffer && s.held.Load()+int64(n) <= int64(shares*s.AnswerBuffer)
+}
+
 // flush writes what was kept until there is no more.
 func (c *conn) flush() {
 	o := &c.outbox
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	b := o.behind
-	o.ahead = false
 	for len(b.pieces) > 0 {
 		p := b.pieces[0]
 		b.pieces[0] = nil
@@ -161,10 +179,10 @@ func (c *conn) flush() {
 		pieces.Put(p)
 		if err != nil {
 			_ = c.fail(err)
-			n = b.size
+			n = b.kept - b.written
 			b.pieces = nil
 		}
-		b.size -= n
+		b.written += n
 		c.srv.held.Add(int64(-n))
 		b.change.Broadcast()
 	}
@@ -185,34 +203,32 @@ func (c *conn) fail(err error) error {
 	return o.err
 }
 
-// push writes what is in out, but for what a client has not taken within aheadAfter
-// where ahead is set.
+// push writes what is in out: all of it, or, where trying is set, what the client
+// takes within aheadAfter.
 func (c *conn) push() error {
 	o := &c.outbox
 	for {
 		o.outErr = nil
 		err := c.raw.Write(o.sending)
-		if o.blocked.IsZero() {
-			if err == nil {
-				err = o.outErr
+		waited, blocked := time.Duration(0), !o.blocked.IsZero()
+		if blocked {
+			waited = time.Since(o.blocked)
+			o.blocked = time.Time{}
+			if !c.patience(time.Time{}) {
+				return net.ErrClosed
 			}
-			return err
 		}
-		o.taking.wait(time.Since(o.blocked), o.moved)
-		o.blocked, o.moved = time.Time{}, 0
-		if !c.patience(time.Time{}) {
-			return net.ErrClosed
-		}
+		o.taking.wait(waited, o.moved)
+		o.moved = 0
 		switch {
 		case err == nil:
 			return o.outErr
-		case !errors.Is(err, os.ErrDeadlineExceeded):
+		case !blocked || !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
-		case o.ahead:
+		case o.trying:
 			return nil
 		}
-		holds := o.behind != nil && o.behind.waiting.Load() > 0
-		if err := c.srv.judge(&o.taking, "took", holds); err != nil {
+		if err := c.srv.judge(&o.taking, "took", o.behind.holding.Load() > 0); err != nil {
 			return err
 		}
 	}
@@ -233,9 +249,7 @@ func (c *conn) send(fd uintptr) (done bool) {
 			return true
 		default:
 			o.out = o.out[n:]
-			if !o.blocked.IsZero() {
-				o.moved += n
-			}
+			o.moved += n
 		}
 	}
 	return true
@@ -249,14 +263,11 @@ func (c *conn) block() bool {
 		return true // the deadline stands
 	}
 	o.blocked = time.Now()
-	wait := c.srv.tick(&o.taking)
-	if o.ahead {
-		wait = aheadAfter
+	wait := aheadAfter
+	if !o.trying {
+		wait = c.srv.tick(&o.taking)
 	}
-	if wait == 0 {
-		return true
-	}
-	if !c.patience(o.blocked.Add(wait)) {
+	if wait > 0 && !c.patience(o.blocked.Add(wait)) {
 		o.outErr = net.ErrClosed
 		return false
 	}

@@ -198,3 +198,67 @@ func TestHurriedClients(t *testing.T) {
 		}
 	}
 }
+
+// Who takes an answer steadily is not slow, even if what he takes leaves a socket's
+// buffer in lumps.
+func TestSteadyReaderIsNotSlow(t *testing.T) {
+	const limit = 2 * time.Second
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			ended := make(chan error, 1)
+			s := &Server{AnswerBuffer: 12 << 20, PeerTimeout: limit, Handler: func(r *Request) {
+				var err error
+				for n := 0; n < 300 && err == nil; n++ {
+					_, err = r.Write(make([]byte, 32<<10))
+				}
+				if err == nil {
+					err = r.End(0)
+				}
+				ended <- err
+			}}
+			p := connect(t, start(t, s, network))
+			p.send(get(1))
+			for range 80 { // 200 KiB a second
+				if _, err := io.CopyN(io.Discard, p.br, 10<<10); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case err := <-ended:
+					t.Fatalf("the Handler has ended: %v", err)
+				case <-time.After(limit / 40):
+				}
+			}
+		})
+	}
+}
+
+// A request ends although another of its connection has ever more to say; so does the
+// connection's reader get its word in.
+func TestEndBesideAStream(t *testing.T) {
+	streaming, end := make(chan struct{}), make(chan struct{})
+	s := &Server{AnswerBuffer: 1 << 20, Handler: func(r *Request) {
+		if r.id == 2 {
+			<-end
+			return
+		}
+		close(streaming)
+		for err := error(nil); err == nil; {
+			_, err = r.Write(make([]byte, 32<<10))
+		}
+	}}
+	p := connect(t, start(t, s, "unix"))
+	p.send(get(1), get(2))
+	<-streaming
+	until(t, "it is kept", func() bool { return s.held.Load() > 0 })
+	close(end)
+	p.send(appendRecord(nil, typeGetValues, 0, AppendParam(nil, "FCGI_MAX_REQS", "")))
+	for ended, answered := false, false; !ended || !answered; {
+		h, _, err := p.next()
+		if err != nil {
+			t.Fatalf("request 2 has ended: %v, the question was answered: %v; %v", ended, answered, err)
+		}
+		ended = ended || h.typ == typeEndRequest && h.id == 2
+		answered = answered || h.typ == typeGetValuesResult
+	}
+}

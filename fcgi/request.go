@@ -263,6 +263,7 @@ func (r *Request) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	c := r.conn
+	var late error // too late, unless something has come all the same
 	for {
 		c.mu.Lock()
 		switch {
@@ -301,13 +302,15 @@ func (r *Request) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		c.mu.Unlock()
-		if err := r.await(); err != nil {
-			return 0, err
+		if late != nil {
+			return 0, late
 		}
+		late = r.await()
 	}
 }
 
-// await waits for more of the body, for its end, for CloseBody, or for the client's leaving.
+// await waits for more of the body, for its end, for CloseBody, or for the client's leaving. It
+// gives an error when the client was too slow, whatever it has been woken by.
 func (r *Request) await() error {
 	srv, k := r.conn.srv, &r.arriving
 	tick := srv.tick(k)
@@ -359,28 +362,28 @@ func (r *Request) Frame(b []byte, n int) { putHeader(b, typeStdout, r.id, n) }
 // Send writes records made with Frame. What the client does not take at once is
 // copied, up to Server.AnswerBuffer, and written behind the Handler's back; beyond
 // that, Send waits. So an error may belong to what an earlier Send has sent.
-func (r *Request) Send(records []byte) error { return r.conn.write(records, true) }
+func (r *Request) Send(records []byte) error { return r.conn.write(records, working) }
 
 // SendLast writes records made with Frame, which may be none, and ends the
 // request, in one write. It waits until the client has taken the whole answer. It appends TrailerLen bytes, in place where the
 // capacity allows.
 func (r *Request) SendLast(records []byte) error {
 	records = appendHeader(records, typeStdout, r.id, 0)
-	return r.end(appendEnd(records, r.id, 0, StatusRequestComplete))
+	return r.end(appendEnd(records, r.id, 0, StatusRequestComplete), ending)
 }
 
 // End ends the request, once its records have been sent.
 func (r *Request) End(appStatus uint32) error {
 	var b [TrailerLen]byte
 	records := appendHeader(b[:0], typeStdout, r.id, 0)
-	return r.end(appendEnd(records, r.id, appStatus, StatusRequestComplete))
+	return r.end(appendEnd(records, r.id, appStatus, StatusRequestComplete), ending)
 }
 
-func (r *Request) end(records []byte) error {
+func (r *Request) end(records []byte, who writer) error {
 	c := r.conn
 	r.ended = true
 	c.remove(r)
-	err := c.write(records, false)
+	err := c.write(records, who)
 	c.settle()
 	return err
 }
@@ -389,15 +392,21 @@ func (r *Request) end(records []byte) error {
 // taken what was sent: by the end of the connection, since FastCGI has no other
 // way that all of them understand.
 func (r *Request) Cut() {
+	c := r.conn
 	r.ended = true
-	r.conn.remove(r)
+	c.remove(r)
 	select {
 	case <-r.leaving:
 	default:
-		r.conn.drain()
+		c.drain()
 	}
-	r.conn.kill()
-	r.conn.settle()
+	c.mu.Lock()
+	c.closing = true
+	if len(c.active) > 0 || c.ending > 1 { // they can't be waited for: until the end, this answer looks as if it went on
+		c.killLocked()
+	}
+	c.mu.Unlock()
+	c.settle()
 }
 
 // Write sends p as part of the answer, as Send does: the header block of a CGI
@@ -406,7 +415,7 @@ func (r *Request) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil // an empty record would end the stream
 	}
-	if err := r.conn.write(appendRecord(nil, typeStdout, r.id, p), true); err != nil {
+	if err := r.conn.write(appendRecord(nil, typeStdout, r.id, p), working); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -417,5 +426,5 @@ func (r *Request) WriteError(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	return r.conn.write(appendRecord(nil, typeStderr, r.id, p), true)
+	return r.conn.write(appendRecord(nil, typeStderr, r.id, p), working)
 }

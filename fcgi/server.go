@@ -46,7 +46,7 @@ type Server struct {
 	// unless MaxConns is met.
 	PeerTimeout time.Duration
 	// Hurry, unless nil, reports whether somebody waits for what a Handler has that
-	// waits for its client. Then 4 KiB must move in 5 s, if PeerTimeout is longer.
+	// waits for its client. Then 4 KiB must move in 10 s, if PeerTimeout is longer.
 	// It is called about once a second for each such client, and must not block.
 	Hurry func() bool
 	// MaxConns bounds the connections of one listener, or of several that have the same
@@ -64,8 +64,8 @@ type Server struct {
 	recheck rechecker
 	held    atomic.Int64 // bytes of answers in outboxes
 
-	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
-	listeners map[net.Listener]struct{}
+	mu        sync.Mutex            // guards what follows; nothing that blocks is called under it
+	listeners map[net.Listener]bool // true: nobody finds it any more, and it ends with its backlog
 	conns     map[*conn]struct{}
 	most      int                      // conns at once, since Stats was asked for it
 	idle      []chan *Request          // runners that wait for a request, last to stop first
@@ -131,14 +131,14 @@ func (s *Server) Serve(l net.Listener) error {
 		return errors.Join(ErrServerClosed, l.Close())
 	}
 	if s.listeners == nil {
-		s.listeners = make(map[net.Listener]struct{})
+		s.listeners = make(map[net.Listener]bool)
 		s.conns = make(map[*conn]struct{})
 		s.rooms = make(map[string]chan struct{})
 	}
 	if s.quit == nil {
 		s.quit = make(chan struct{})
 	}
-	s.listeners[l] = struct{}{}
+	s.listeners[l] = false
 	var room chan struct{}
 	if s.MaxConns > 0 {
 		if room = s.rooms[l.Addr().String()]; room == nil {
@@ -156,9 +156,12 @@ func (s *Server) Serve(l net.Listener) error {
 		l.Close()
 	}()
 
-	full := false
+	full, leaving := false, false
 	delay := time.Duration(0)
 	for {
+		if leaving && !Waiting(l) {
+			return ErrServerClosed
+		}
 		if room != nil {
 			select {
 			case room <- struct{}{}:
@@ -198,6 +201,7 @@ func (s *Server) Serve(l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return ErrServerClosed
 		case isTimeout(err):
+			leaving = s.retired(l)
 		default:
 			if delay == 0 {
 				s.logger().Error("accept", "listen", l.Addr().String(), "cause", err, "next", "trying again until it works")
@@ -233,6 +237,32 @@ func (s *Server) makeRoom(room chan struct{}, l net.Listener) {
 	for _, c := range conns[:min(len(conns), evictedAtOnce)] {
 		c.evict()
 	}
+}
+
+// Retire has the Serve of l, which nobody finds any more, take who waits in its
+// backlog already, within MaxConns, and return.
+func (s *Server) Retire(l net.Listener) {
+	dl, ok := l.(deadlineListener)
+	if !ok {
+		l.Close()
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, served := s.listeners[l]; served {
+		s.listeners[l] = true
+		dl.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// retired reports whether l is, which it is told by a deadline, and takes that back.
+func (s *Server) retired(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listeners[l] && !s.stopping.Load() {
+		l.(deadlineListener).SetDeadline(time.Time{})
+	}
+	return s.listeners[l]
 }
 
 // drainBacklog takes the connections that the kernel has accepted for us

@@ -123,15 +123,18 @@ func (m *Manager) claim(dir string) error {
 // oursAlone refuses a folder in which somebody else could put sockets of his own
 // in the place of our workers'.
 func oursAlone(dir string) error {
+	parents := []string{dir + "/.."}
 	var st unix.Stat_t
-	// A link that somebody else has put there leads where he wants.
-	if err := unix.Lstat(dir, &st); err != nil {
-		return err
-	}
-	if st.Uid == 0 || int(st.Uid) == os.Geteuid() {
-		if err := unix.Stat(dir, &st); err != nil {
-			return err
+	err := unix.Lstat(dir, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+			return fmt.Errorf("it is a link of user %d, and leads where he wants: want a folder", st.Uid)
 		}
+		parents = append(parents, filepath.Dir(dir)) // where the link could be replaced
+		err = unix.Stat(dir, &st)
+	}
+	if err != nil {
+		return err
 	}
 	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("it belongs to user %d, who could replace the workers' sockets: want a folder of user %d, or of root", st.Uid, os.Geteuid())
@@ -139,11 +142,13 @@ func oursAlone(dir string) error {
 	if st.Mode&0o022 != 0 {
 		return fmt.Errorf("others may write there (mode %#o), and replace the workers' sockets: chmod go-w, or choose a folder of its own", st.Mode&0o7777)
 	}
-	if err := unix.Stat(dir+"/..", &st); err != nil {
-		return err
-	}
-	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-		return fmt.Errorf("others may write in the folder that it is in (mode %#o), and replace it: choose another place", st.Mode&0o7777)
+	for _, parent := range parents {
+		if err := unix.Stat(parent, &st); err != nil {
+			return err
+		}
+		if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+			return fmt.Errorf("others may write in the folder that it is in (mode %#o), and replace it: choose another place", st.Mode&0o7777)
+		}
 	}
 	return nil
 }
@@ -232,12 +237,16 @@ func (m *Manager) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.quit = cancel
 	m.serving.Go(func() { m.upkeep(ctx) }) // ends at Stop
-	go func() {                            // ends when every pool is ready, which Stop does not wait for
+	m.serving.Go(func() {                  // ends when every pool is ready, or at Stop
 		for _, p := range m.pools {
-			<-p.readyOnce
+			select {
+			case <-p.readyOnce:
+			case <-ctx.Done():
+				return
+			}
 		}
 		close(m.ready)
-	}()
+	})
 }
 
 func (m *Manager) serve(p *pool, l *listener) {

@@ -21,8 +21,7 @@ type pool struct {
 	log       *slog.Logger
 	server    *fcgi.Server
 	listeners []*listener
-	former    []*listener // whose name was removed, while somebody waits in their backlogs; guarded by Manager.reload
-	access    *accessLog  // nil: off
+	access    *accessLog // nil: off
 	numbers   atomic.Uint64
 	backoff   backoff
 	patience  time.Duration              // of a second exchange

@@ -6,10 +6,8 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"slices"
+	"syscall"
 	"time"
-
-	"fpmd/fcgi"
 )
 
 const (
@@ -79,7 +77,11 @@ func (m *Manager) restore() {
 	}
 	for _, p := range m.pools {
 		for i, l := range p.listeners {
-			if l.addr.Network != "unix" || !missing(l.addr.Address) {
+			if l.addr.Network != "unix" {
+				continue
+			}
+			if !missing(l.addr.Address) {
+				delete(m.complaints, l.addr.Address)
 				continue
 			}
 			again, err := listen(l.addr, p.config())
@@ -90,25 +92,22 @@ func (m *Manager) restore() {
 				continue
 			}
 			p.listeners[i] = again
-			p.former = append(p.former, l) // nobody finds it any more; who waits in its backlog is still taken
+			p.server.Retire(l.Listener) // nobody finds it any more; who waits in its backlog is still taken
 			m.serve(p, again)
 			p.log.Warn("socket was removed", "listen", l.addr.Address, "next", "made again")
 		}
-		p.former = slices.DeleteFunc(p.former, func(l *listener) bool {
-			if fcgi.Waiting(l.Listener) {
-				return false
-			}
-			l.Close()
-			return true
-		})
 	}
 }
 
-// complains reports whether err, about path, is another than the last time.
+// complains reports whether err, about path, is another than the last time. What the system
+// says counts, not the words around it, which may have a name made at random.
 func (m *Manager) complains(path string, err error) bool {
 	if err == nil {
 		delete(m.complaints, path)
 		return false
+	}
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		err = errno
 	}
 	if m.complaints[path] == err.Error() {
 		return false

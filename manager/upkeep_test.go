@@ -78,7 +78,7 @@ func TestRuntimeDirIsNoLinkOfOthers(t *testing.T) {
 		if missing(precious) {
 			t.Error("removed through a link")
 		}
-		if !strings.Contains(log.String(), "it belongs to user 65534") {
+		if !strings.Contains(log.String(), "it is a link of user 65534") {
 			t.Errorf("the log says\n%s", &log)
 		}
 	}
@@ -113,5 +113,63 @@ func TestSocketsWithoutRuntimeDir(t *testing.T) {
 	m.restore()
 	if missing(m.socks) {
 		t.Error("the folder is not made again when it can be")
+	}
+}
+
+// Complaints of a socket that can't be made again are said once, and again when they come again.
+func TestSocketComplaints(t *testing.T) {
+	top := t.TempDir()
+	folder := filepath.Join(top, "sockets")
+	sock := filepath.Join(folder, "app.sock")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pool := &PoolConfig{Name: "app", Listen: []Address{{Network: "unix", Address: sock}}, ListenOwner: -1, ListenGroup: -1, ListenMode: 0o600, ListenBacklog: 8}
+	var log bytes.Buffer
+	m := claimed(t, filepath.Join(top, "run"), &log, pool)
+	m.Start()
+	defer m.Stop(context.Background())
+	for said := 1; said <= 2; said++ {
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			m.restore()
+		}
+		if n := strings.Count(log.String(), "level=ERROR msg=\"socket was removed\""); n != said {
+			t.Errorf("complained of %d times, want %d:\n%s", n, said, &log)
+		}
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		m.restore()
+		if missing(sock) {
+			t.Error("the socket is not made again when it can be")
+		}
+	}
+}
+
+// A runtime folder that is a link may not be one that others can replace.
+func TestRuntimeDirBehindALink(t *testing.T) {
+	top := t.TempDir()
+	real := filepath.Join(top, "run")
+	if err := os.Mkdir(real, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for mode, wrong := range map[os.FileMode]bool{0o755: false, 0o777: true, 0o777 | os.ModeSticky: false} {
+		folder := filepath.Join(t.TempDir(), "links")
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		link := filepath.Join(folder, "run")
+		if err := os.Symlink(real, link); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(folder, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := oursAlone(link); (err != nil) != wrong {
+			t.Errorf("%v: %v", mode, err)
+		}
 	}
 }
