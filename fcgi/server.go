@@ -158,40 +158,17 @@ func (s *Server) Serve(l net.Listener) error {
 
 	full, leaving := false, false
 	delay := time.Duration(0)
-	for {
-		if leaving && !Waiting(l) {
-			return ErrServerClosed
-		}
-		if room != nil {
-			select {
-			case room <- struct{}{}:
-				full = false
-			default:
-				if !full {
-					s.logger().Warn("all connections are in use", "listen", l.Addr().String(), "connections", s.MaxConns, "next", "new ones wait until one ends")
-					full = true
-				}
-				for had := false; !had; {
-					select {
-					case room <- struct{}{}:
-						had = true
-					case <-time.After(clockTick):
-						s.makeRoom(room, l)
-					case <-s.quit:
-						return s.drainBacklog(l)
-					}
-				}
-			}
-		}
+	for !leaving || Waiting(l) {
 		nc, err := l.Accept()
-		if err != nil && room != nil {
-			<-room
-		}
 		switch {
 		case err == nil:
 			if delay > 0 {
 				s.logger().Warn("accepting again", "listen", l.Addr().String())
 				delay = 0
+			}
+			if !s.place(room, l, &full) {
+				s.open(nc, nil)
+				return s.drainBacklog(l)
 			}
 			if !s.open(nc, room) && room != nil {
 				<-room
@@ -211,12 +188,43 @@ func (s *Server) Serve(l net.Listener) error {
 			delay = min(2*delay, time.Second)
 		}
 	}
+	return ErrServerClosed
 }
 
-// makeRoom closes connections, if somebody waits in l's backlog for their place: some of
-// those that have been idle for all of PeerTimeout, the longest ones first.
-func (s *Server) makeRoom(room chan struct{}, l net.Listener) {
-	if s.PeerTimeout == 0 || !Waiting(l) {
+// place takes a place in room for a connection that was accepted, and waits where there is
+// none; full says whether that has been said. It is false when the server stops first.
+func (s *Server) place(room chan struct{}, l net.Listener, full *bool) bool {
+	if room == nil {
+		return true
+	}
+	select {
+	case room <- struct{}{}:
+		*full = false
+		return true
+	default:
+	}
+	if !*full {
+		s.logger().Warn("all connections are in use", "listen", l.Addr().String(), "connections", s.MaxConns, "next", "new ones wait until one ends")
+		*full = true
+	}
+	t := time.NewTicker(clockTick)
+	defer t.Stop()
+	for {
+		select {
+		case room <- struct{}{}:
+			return true
+		case <-t.C:
+			s.makeRoom(room)
+		case <-s.quit:
+			return false
+		}
+	}
+}
+
+// makeRoom closes some of the connections of room that have been idle for all of
+// PeerTimeout, the longest ones first: somebody waits for a place.
+func (s *Server) makeRoom(room chan struct{}) {
+	if s.PeerTimeout == 0 {
 		return
 	}
 	s.mu.Lock()

@@ -560,12 +560,12 @@ func TestSecondWithdrawn(t *testing.T) {
 // The exchange that a slot holds is not withdrawn where that would undo what was done
 // to one behind it: the page has one word for both.
 func TestWithdrawHeld(t *testing.T) {
-	s, w := pair(t)
-	s.Send(request(), nil, true, 1)
-	if !s.WithdrawHeld() {
+	alone, _ := pair(t)
+	alone.Send(request(), nil, true, 1)
+	if !alone.WithdrawHeld() {
 		t.Error("an exchange that is alone was not withdrawn")
 	}
-	s, w = pair(t)
+	s, w := pair(t)
 	s.Send(request(), nil, true, 1)
 	s.Flush()
 	s.open.Store(true)

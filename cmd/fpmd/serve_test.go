@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -573,12 +574,17 @@ func askOnce(sock string) (string, error) { return askPath(sock, "/") }
 
 // askPath returns the STDOUT of a whole answer; one that was cut is an error.
 func askPath(sock, path string) (string, error) {
+	end := time.Now().Add(patience)
 	c, err := net.Dial("unix", sock)
+	for errors.Is(err, syscall.EAGAIN) && time.Now().Before(end) { // the backlog is full for now
+		time.Sleep(time.Millisecond)
+		c, err = net.Dial("unix", sock)
+	}
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(end)
 	if _, err := c.Write(fcgiRequest(path)); err != nil {
 		return "", err
 	}

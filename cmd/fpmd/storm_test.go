@@ -80,7 +80,11 @@ def application(environ, start_response):
 			last = time.Now()
 		}
 	}
-	d.waitLogTimes("msg=\"worker ready\"", workers+kills)
+	d.wait("a worker in the place of each", func() bool { // or in that of one that was killed before it was ready
+		log := d.log.String()
+		return strings.Count(log, "msg=\"worker ready\"")+strings.Count(log, "msg=\"worker did not start\"") >= workers+kills
+	})
+	d.wait("all workers", func() bool { return len(workersOf(d)) == workers })
 	t.Logf("%d kills, %d answers; whole again at most %v after the last", kills, l.total(""), time.Since(last).Round(time.Millisecond))
 	before := l.total("")
 	d.wait("load after it", func() bool { return l.total("") > before+100 })
