@@ -4,15 +4,17 @@
 # what is missing. Without anything missing it does nothing.
 set -euo pipefail
 
-# What is looked for, and the package of Debian that brings it.
+# What is looked for, which may be a pattern, and the package of Debian that brings it.
 want=(
   gcc:gcc
   /usr/include/stdio.h:libc6-dev
   /usr/bin/python3:python3
+  /usr/lib/python3.*/ensurepip/__init__.py:python3-venv
   /usr/lib/python3/dist-packages/flask/__init__.py:python3-flask
   /usr/lib/python3/dist-packages/django/__init__.py:python3-django
   /usr/sbin/nginx:nginx-light
   cgi-fcgi:libfcgi-bin
+  curl:curl
   ss:iproute2
   systemd-analyze:systemd
 )
@@ -24,7 +26,7 @@ fi
 missing=()
 for w in "${want[@]}"; do
   case ${w%%:*} in
-    /*) [ -e "${w%%:*}" ] || missing+=("${w##*:}") ;;
+    /*) compgen -G "${w%%:*}" >/dev/null || missing+=("${w##*:}") ;;
     *) command -v "${w%%:*}" >/dev/null || missing+=("${w##*:}") ;;
   esac
 done

@@ -145,7 +145,7 @@ func serveWith(t *testing.T, binary, dir, config string) *process {
 func buildFpmd(t *testing.T, dir string) string {
 	t.Helper()
 	bin := filepath.Join(dir, "fpmd")
-	cmd := exec.Command("go", "build", "-o", bin, ".")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", bin, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
@@ -217,6 +217,11 @@ func (d *process) waitLogTimes(text string, n int) {
 // wait waits for a state that must come while fpmd runs.
 func (d *process) wait(what string, there func() bool) {
 	d.t.Helper()
+	d.waitWithin(patience, what, there)
+}
+
+func (d *process) waitWithin(patience time.Duration, what string, there func() bool) {
+	d.t.Helper()
 	end := time.Now().Add(patience)
 	for !there() {
 		select {
@@ -277,12 +282,7 @@ func (d *process) nginx(extra string) (url string) {
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("%v: make test installs it", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddr(t)
 	dir := filepath.Join(d.dir, "nginx"+strconv.Itoa(len(extra)))
 	who := ""
 	if os.Getuid() == 0 {
@@ -320,6 +320,17 @@ http {
 		return err == nil
 	})
 	return "http://" + addr
+}
+
+// freeAddr is a loopback address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func webUser() string {

@@ -230,12 +230,7 @@ func ids(t *testing.T, account string) (uid, gid int) {
 // startDemo starts the demo as v and waits until it says what to try.
 func startDemo(t *testing.T, v visitor, clone string) *demo {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddr(t)
 	d := launchDemo(t, v, clone, addr)
 	d.waitLog("The demo is at  http://" + addr + "/")
 	return d
