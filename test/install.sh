@@ -15,6 +15,8 @@ want=(
   /usr/sbin/nginx:nginx-light
   cgi-fcgi:libfcgi-bin
   curl:curl
+  zsh:zsh
+  fish:fish
   ss:iproute2
   systemd-analyze:systemd
 )

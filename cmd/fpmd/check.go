@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -27,17 +26,29 @@ wrong is said at once, and warnings of what is allowed but will hurt. Starts not
             again: says what it was started as, what it printed, and what is usually wrong
 `
 
-func cmdCheck(args []string, stdout, stderr io.Writer) error {
-	f := newFlags("check", checkHelp, stderr)
-	path := f.String("c", defaultConfig, "")
-	boot := f.Bool("boot", false, "")
+// A checkLine is the command line of fpmd check.
+type checkLine struct {
+	config string
+	boot   bool
+}
+
+func (l *checkLine) flags() *flag.FlagSet {
+	f := newFlags("check")
+	f.StringVar(&l.config, "c", defaultConfig, "read the configuration from `FILE`")
+	f.BoolVar(&l.boot, "boot", false, "start one worker of each pool, and stop it again")
+	return f
+}
+
+func cmdCheck(_ context.Context, args []string, stdout, _ io.Writer) error {
+	var l checkLine
+	f := l.flags()
 	if err := parseFlags(f, args, checkHelp, stdout); err != nil {
 		return done(err)
 	}
 	if f.NArg() > 0 {
 		return usageError("check takes no argument %q: fpmd check --help", f.Arg(0))
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := loadConfig(l.config)
 	if err != nil {
 		return err
 	}
@@ -49,7 +60,7 @@ func cmdCheck(args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintln(stdout, "warning: "+w)
 	}
 	fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
-	if *boot {
+	if l.boot {
 		return tryWorkers(cfg, stdout)
 	}
 	return nil
@@ -83,34 +94,4 @@ func tryWorkers(cfg *manager.Config, stdout io.Writer) error {
 		return fmt.Errorf("check --boot: no worker comes up of %d of %d pools", failed, len(trials))
 	}
 	return nil
-}
-
-func newFlags(name, help string, stderr io.Writer) *flag.FlagSet {
-	f := flag.NewFlagSet("fpmd "+name, flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	f.Usage = func() {}
-	return f
-}
-
-// errHelp says that help was asked for, and given.
-var errHelp = errors.New("help given")
-
-func parseFlags(f *flag.FlagSet, args []string, help string, stdout io.Writer) error {
-	err := f.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, help)
-		return errHelp
-	case err != nil:
-		return usageError("%v: %s --help", err, f.Name())
-	}
-	return nil
-}
-
-// done turns help that was given into success.
-func done(err error) error {
-	if errors.Is(err, errHelp) {
-		return nil
-	}
-	return err
 }

@@ -2,9 +2,11 @@
 // applications in pools of prefork worker processes, behind a web server.
 //
 //	fpmd serve [-c FILE] [--http ADDR]    run the supervisor in the foreground
-//	fpmd check [-c FILE]                  read the configuration and say what is wrong
+//	fpmd check [-c FILE] [--boot]         read the configuration and say what is wrong
 //	fpmd request POOL PATH [...]          send one request to a pool's socket
+//	fpmd completion SHELL                 write completion for bash, zsh or fish
 //	fpmd version                          say which fpmd this is
+//	fpmd help                             say this
 //
 // Exit codes: 0 all well; 1 something failed; 22 an answer of 400 or more (request); 64 the command line is
 // wrong; 69 a pool can't be reached (request); 78 the configuration is wrong.
@@ -31,20 +33,6 @@ const (
 )
 
 const defaultConfig = "/etc/fpmd/fpmd.toml"
-
-const usage = `fpmd is a FastCGI process manager for Python WSGI and Go applications.
-
-usage:
-  fpmd serve [-c FILE] [--http ADDR]   run the supervisor in the foreground
-  fpmd check [-c FILE]                 read the configuration and say what is wrong
-  fpmd request POOL PATH [...]         send one request to a pool's socket
-  fpmd version                         say which fpmd this is
-
-fpmd COMMAND --help tells more of each. FILE is ` + defaultConfig + ` unless given.
-
-exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool not
-reachable, 78 wrong configuration; request: 22 for an answer of 400 or more.
-`
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "exec-worker" {
@@ -92,22 +80,20 @@ func exitCode(err error) int {
 // run is the whole command but for its process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
+		fmt.Fprint(stderr, usage())
 		return &exitError{code: exitUsage}
 	}
-	switch args[0] {
-	case "serve":
-		return cmdServe(ctx, args[1:], stdout, stderr)
-	case "check":
-		return cmdCheck(args[1:], stdout, stderr)
-	case "request":
-		return cmdRequest(ctx, args[1:], stdout, stderr)
-	case "version", "--version", "-V":
-		_, err := fmt.Fprintln(stdout, version())
-		return err
-	case "help", "--help", "-h":
-		_, err := fmt.Fprint(stdout, usage)
-		return err
+	name := args[0]
+	switch name {
+	case "--version", "-V":
+		name = "version"
+	case "--help", "-h":
+		name = "help"
+	}
+	for _, c := range commands() {
+		if c.name == name {
+			return c.run(ctx, args[1:], stdout, stderr)
+		}
 	}
 	return usageError("unknown command %q: fpmd --help lists them", args[0])
 }

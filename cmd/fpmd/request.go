@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -64,8 +65,20 @@ type repeated []string
 func (r *repeated) String() string     { return strings.Join(*r, ", ") }
 func (r *repeated) Set(s string) error { *r = append(*r, s); return nil }
 
+func (l *requestLine) flags() *flag.FlagSet {
+	f := newFlags("request")
+	f.StringVar(&l.config, "c", defaultConfig, "read the configuration from `FILE`")
+	f.StringVar(&l.method, "X", "", "use `METHOD`")
+	f.Var(&l.headers, "H", "send the header `FIELD`, 'Name: value'")
+	f.Func("d", "send `BODY`, or @FILE, or @- for standard input", func(s string) error { l.body, l.hasBody = s, true; return nil })
+	f.BoolVar(&l.include, "i", false, "write status and header fields before the body")
+	f.BoolVar(&l.verbose, "v", false, "write them, and the parameters sent, to standard error")
+	f.Var(&l.params, "param", "send the FastCGI parameter `NAME=VALUE`")
+	return f
+}
+
 func cmdRequest(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	line, err := parseRequestLine(args, stdout, stderr)
+	line, err := parseRequestLine(args, stdout)
 	if err != nil {
 		return done(err)
 	}
@@ -85,16 +98,9 @@ func cmdRequest(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	return line.send(ctx, at.Network, at.Address, stdout, stderr)
 }
 
-func parseRequestLine(args []string, stdout, stderr io.Writer) (*requestLine, error) {
+func parseRequestLine(args []string, stdout io.Writer) (*requestLine, error) {
 	var l requestLine
-	f := newFlags("request", requestHelp, stderr)
-	f.StringVar(&l.config, "c", defaultConfig, "")
-	f.StringVar(&l.method, "X", "", "")
-	f.Var(&l.headers, "H", "")
-	f.Func("d", "", func(s string) error { l.body, l.hasBody = s, true; return nil })
-	f.BoolVar(&l.include, "i", false, "")
-	f.BoolVar(&l.verbose, "v", false, "")
-	f.Var(&l.params, "param", "")
+	f := l.flags()
 	var words []string
 	for { // package flag stops at the first word
 		if err := parseFlags(f, args, requestHelp, stdout); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -37,17 +38,29 @@ signals:
   USR1, USR2, TTIN, TTOU   have no meaning yet, and do no harm
 `
 
+// A serveLine is the command line of fpmd serve.
+type serveLine struct {
+	config string
+	http   string
+}
+
+func (l *serveLine) flags() *flag.FlagSet {
+	f := newFlags("serve")
+	f.StringVar(&l.config, "c", defaultConfig, "read the configuration from `FILE`")
+	f.StringVar(&l.http, "http", "", "serve HTTP on `ADDR` as well, for trying out")
+	return f
+}
+
 func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	f := newFlags("serve", serveHelp, stderr)
-	path := f.String("c", defaultConfig, "")
-	httpAddr := f.String("http", "", "")
+	var line serveLine
+	f := line.flags()
 	if err := parseFlags(f, args, serveHelp, stdout); err != nil {
 		return done(err)
 	}
 	if f.NArg() > 0 {
 		return usageError("serve takes no argument %q: fpmd serve --help", f.Arg(0))
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := loadConfig(line.config)
 	if err != nil {
 		return err
 	}
@@ -88,8 +101,8 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	var front sync.WaitGroup
 	frontCtx, endFront := context.WithCancel(ctx)
 	defer endFront()
-	if *httpAddr != "" {
-		l, err := net.Listen("tcp", *httpAddr)
+	if line.http != "" {
+		l, err := net.Listen("tcp", line.http)
 		if err != nil {
 			m.Stop(ctx)
 			return fmt.Errorf("--http: %w", err)
@@ -106,7 +119,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		log.Warn("configuration", "warning", w)
 	}
 	m.Start()
-	s := &supervisor{m: m, path: *path, log: log}
+	s := &supervisor{m: m, path: line.config, log: log}
 	s.run(ctx, signals, endFront)
 	front.Wait() // its last requests have been answered, or cut
 	log.Info("fpmd has stopped")

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// A command is one of fpmd's, as run, the usage and completion know it.
+type command struct {
+	name  string
+	args  string // what follows the name, for the usage
+	about string
+	flags *flag.FlagSet // nil: it takes none, and no --help
+	words []string      // what its argument may be, where that can be said
+	run   func(ctx context.Context, args []string, stdout, stderr io.Writer) error
+}
+
+// commands are all but the hidden exec-worker, which no person calls.
+func commands() []command {
+	return []command{
+		{"serve", "[-c FILE] [--http ADDR]", "run the supervisor in the foreground", new(serveLine).flags(), nil, cmdServe},
+		{"check", "[-c FILE] [--boot]", "read the configuration and say what is wrong", new(checkLine).flags(), nil, cmdCheck},
+		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
+		{"completion", "SHELL", "write completion for bash, zsh or fish", newFlags("completion"), shells, cmdCompletion},
+		{"version", "", "say which fpmd this is", nil, nil, cmdVersion},
+		{"help", "", "say this", nil, nil, cmdHelp},
+	}
+}
+
+func cmdVersion(_ context.Context, _ []string, stdout, _ io.Writer) error {
+	_, err := fmt.Fprintln(stdout, version())
+	return err
+}
+
+func cmdHelp(_ context.Context, _ []string, stdout, _ io.Writer) error {
+	_, err := io.WriteString(stdout, usage())
+	return err
+}
+
+func usage() string {
+	var s strings.Builder
+	s.WriteString("fpmd is a FastCGI process manager for Python WSGI and Go applications.\n\nusage:\n")
+	for _, c := range commands() {
+		fmt.Fprintf(&s, "  %-36s %s\n", strings.TrimSpace("fpmd "+c.name+" "+c.args), c.about)
+	}
+	s.WriteString(`
+fpmd COMMAND --help tells more of each. FILE is ` + defaultConfig + ` unless given.
+
+exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool not
+reachable, 78 wrong configuration; request: 22 for an answer of 400 or more.
+`)
+	return s.String()
+}
+
+// newFlags makes the flags of a command. Their usages are what completion says
+// of them, with the value's name in backquotes: FILE is completed as one. What
+// help says is a text of its own.
+func newFlags(name string) *flag.FlagSet {
+	f := flag.NewFlagSet("fpmd "+name, flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.Usage = func() {}
+	return f
+}
+
+// errHelp says that help was asked for, and given.
+var errHelp = errors.New("help given")
+
+func parseFlags(f *flag.FlagSet, args []string, help string, stdout io.Writer) error {
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, help)
+		return errHelp
+	case err != nil:
+		return usageError("%v: %s --help", err, f.Name())
+	}
+	return nil
+}
+
+// done turns help that was given into success.
+func done(err error) error {
+	if errors.Is(err, errHelp) {
+		return nil
+	}
+	return err
+}
