@@ -22,11 +22,11 @@ type Logs struct {
 const flushAfter = 100 * time.Millisecond
 
 // OpenLogs opens the log of s and gives its logger; stderr is where it goes
-// when s names no file.
+// when s names no file. On a terminal, the text format is one to be read there.
 func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 	ls := &Logs{files: make(map[string]*lineFile)}
 	if s.Log == "" {
-		ls.main = &lineFile{w: stderr}
+		ls.main = &lineFile{w: stderr, terminal: isTerminal(stderr)}
 		ls.files[""] = ls.main
 	} else {
 		f, err := ls.open(s.Log)
@@ -35,13 +35,17 @@ func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 		}
 		ls.main = f
 	}
-	return slog.New(handler(s, ls.main, s.LogLevel)), ls, nil
+	return slog.New(ls.main.handler(s.LogFormat, ls.main, s.LogLevel)), ls, nil
 }
 
-func handler(s Supervisor, w io.Writer, level slog.Leveler) slog.Handler {
+// handler makes lines for f, which get there through w.
+func (f *lineFile) handler(format string, w io.Writer, level slog.Leveler) slog.Handler {
 	o := &slog.HandlerOptions{Level: level}
-	if s.LogFormat == "json" {
+	switch {
+	case format == "json":
 		return slog.NewJSONHandler(w, o)
+	case f.terminal:
+		return newTerminalHandler(w, level, wantsColour())
 	}
 	return slog.NewTextHandler(w, o)
 }
@@ -75,8 +79,9 @@ func (ls *Logs) Close() error {
 // A lineFile takes whole lines. Those of access logs it keeps for a moment, to
 // write many at once; any other line takes those before it along.
 type lineFile struct {
-	w io.Writer
-	c io.Closer // nil: not ours to close
+	w        io.Writer
+	c        io.Closer // nil: not ours to close
+	terminal bool
 
 	mu      sync.Mutex
 	kept    []byte
@@ -174,7 +179,7 @@ func (ls *Logs) access(cfg *PoolConfig, s Supervisor) (*accessLog, error) {
 			return nil, err
 		}
 	}
-	return &accessLog{log: slog.New(handler(s, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
+	return &accessLog{log: slog.New(f.handler(s.LogFormat, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
 }
 
 func (a *accessLog) write(x *exchange, o outcome) {
