@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"net"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // A visitor is who runs make demo.
@@ -90,6 +92,11 @@ func (d *demo) tryOut(v visitor) {
 	}
 
 	killed, _ := strconv.Atoi(shown[1])
+	d.waitLogTimes("worker ready", 2)
+	before := d.pool()
+	if !slices.Contains(before, killed) {
+		t.Errorf("the pool is %v, without worker %d", before, killed)
+	}
 	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +104,40 @@ func (d *demo) tryOut(v visitor) {
 		t.Errorf("after worker %d was killed: %d %q", killed, status, body)
 	}
 	d.waitLogTimes("worker ready", 3) // two, and the one in place of the killed
+	if after := d.pool(); slices.Contains(after, killed) || slices.Equal(after, before) {
+		t.Errorf("after worker %d was killed, the pool is %v; it was %v", killed, after, before)
+	}
+}
+
+// pool is what /pool says of the workers: exactly those that there are, each
+// with what the page shows of it.
+func (d *demo) pool() (pids []int) {
+	t := d.t
+	t.Helper()
+	var pool struct {
+		Answers, Served, Parent int
+		Workers                 []struct {
+			PID, Memory int
+			Age, CPU    float64
+		}
+	}
+	status, body := get(t, "http://"+d.addr+"/pool")
+	if err := json.Unmarshal([]byte(body), &pool); err != nil || status != 200 {
+		t.Fatalf("/pool: %d %q, %v", status, body, err)
+	}
+	for _, w := range pool.Workers {
+		pids = append(pids, w.PID)
+		if w.Memory < 1<<20 || w.Age < 0 || w.Age > time.Hour.Seconds() || w.CPU < 0 || w.CPU > w.Age+1 {
+			t.Errorf("worker %+v: that can't be a Python started by this test", w)
+		}
+	}
+	slices.Sort(pids)
+	there := children(pool.Parent)
+	slices.Sort(there)
+	if len(pids) != 2 || !slices.Equal(pids, there) || !slices.Contains(pids, pool.Answers) || pool.Served < 1 {
+		t.Errorf("/pool has %+v; fpmd's children are %v", pool, there)
+	}
+	return pids
 }
 
 // endBy ends the demo by sig and looks for what is left.
@@ -148,6 +189,7 @@ func TestDemoPaths(t *testing.T) {
 		part   string
 	}{
 		{"/hello", 200, "Hello from worker "},
+		{"/pool", 200, `{"answers": `},
 		{"/env?q=1", 200, "QUERY_STRING='q=1'\n"},
 		{"/slow?s=0", 200, " answers after 0 s."},
 		{"/slow?s=nan", 400, "a number of seconds"},

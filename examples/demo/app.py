@@ -3,10 +3,12 @@
     /           a page: who answered, what it was given, what to try
     /hello      one line, and who says it
     /env        the environ, as text
+    /pool       the pool's workers, as JSON; the page shows them while it is open
     /stream     a line each half second
     /slow?s=2   an answer that takes its time
     /boom       an exception
 """
+import json
 import os
 import time
 from html import escape
@@ -58,6 +60,28 @@ def boom(environ, start_response):
     raise RuntimeError("this was asked for: /boom")
 
 
+def pool(environ, start_response):
+    answer = {"answers": os.getpid(), "served": served, "parent": os.getppid(), "workers": workers()}
+    start_response("200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+    return [json.dumps(answer).encode()]
+
+
+def workers():
+    """The processes whose parent is ours, oldest first: all of fpmd's, where this is its only pool."""
+    tick, page_size = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    now, parent, found = time.clock_gettime(time.CLOCK_BOOTTIME), os.getppid(), []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as f:  # proc(5): PID (NAME) STATE PARENT ...
+                stat = f.read().rpartition(")")[2].split()
+        except OSError:  # it has ended, or is not ours to see
+            continue
+        if int(stat[1]) == parent and stat[0] not in "ZX":
+            found.append({"pid": int(name), "age": round(now - int(stat[19]) / tick, 2),
+                          "cpu": (int(stat[11]) + int(stat[12])) / tick, "memory": int(stat[21]) * page_size})
+    return sorted(found, key=lambda w: (-w["age"], w["pid"]))
+
+
 def page(environ, start_response):
     base = environ["SCRIPT_NAME"]
     url = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST') or environ['SERVER_NAME']}{base}"
@@ -82,7 +106,7 @@ def whoami():
         return os.getuid()
 
 
-VIEWS = {"/": page, "/hello": hello, "/env": env, "/stream": stream, "/slow": slow, "/boom": boom}
+VIEWS = {"/": page, "/hello": hello, "/env": env, "/pool": pool, "/stream": stream, "/slow": slow, "/boom": boom}
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -109,7 +133,13 @@ li { margin: .35rem 0 } ul { padding-left: 1.2rem; margin: 0 }
 button { font: inherit; color: #fff; background: #0a7f6f; border: 0; border-radius: .4rem; padding: .4rem .9rem; cursor: pointer }
 #dots { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .8rem; min-height: 1.1rem }
 #dots i { width: 1.1rem; height: 1.1rem; border-radius: 50%; background: var(--line) }
-#legend { color: var(--soft); font-size: .9rem }
+#legend, #teller { color: var(--soft); font-size: .9rem }
+#teller { margin: .7rem 0 0 }
+#pool td, #pool th { padding: .4rem .6rem .4rem 0 } #pool thead th { border: 0 }
+#pool tr { transition: background 1s, opacity 1s } #pool tr.new { background: #0a7f6f33 }
+#pool tr.gone { color: #c23b3b; background: #c23b3b22; opacity: .7 } #pool tr.gone td { text-decoration: line-through }
+#pool i { display: inline-block; height: .6rem; border-radius: .3rem; background: var(--accent); vertical-align: middle; min-width: 2px; transition: width .5s }
+#pool tr.gone code { visibility: hidden }
 table { border-collapse: collapse; width: 100%; font-size: .84rem }
 th, td { text-align: left; vertical-align: top; padding: .22rem .5rem .22rem 0; border-top: 1px solid var(--line) }
 th { font-weight: 500; color: var(--soft); white-space: nowrap }
@@ -130,6 +160,12 @@ td { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 </section>
 
 <section>
+<h2>The pool, as it is now</h2>
+<table id="pool"><thead><tr><th>worker<th>age<th>processor<th>memory<th>served<th>end it<tbody></table>
+<p id="teller">&nbsp;</p>
+</section>
+
+<section>
 <h2>Ask twenty-four times, six at once</h2>
 <button id="ask">Ask</button> <span id="legend">A colour for each worker. Kill one meanwhile.</span>
 <div id="dots"></div>
@@ -138,7 +174,7 @@ td { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 <section>
 <h2>What to try</h2>
 <ul>
-<li>Kill this worker, <code>kill -9 @PID@</code>, and reload the page: another answers, and a new one has started.
+<li>Kill a worker, <code>kill -9 @PID@</code>, and watch the pool above: another takes its place. Reload the page: another answers.
 <li>Roll all workers, <code>kill -HUP @PARENT@</code>: every pid is new, and no request is lost.
 <li><code>curl -i @URL@/hello</code> is one line; <a href="@BASE@/env">/env</a> is what a worker is given.
 <li><code>curl -N @URL@/stream</code> comes line by line. Leave with ^C: the worker is told.
@@ -154,6 +190,44 @@ td { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 </section>
 </main>
 <script>
+const rows = new Map(), body = document.querySelector("#pool tbody"), teller = document.getElementById("teller");
+const ago = s => s < 60 ? Math.floor(s) + " s" : s < 3600 ? Math.floor(s / 60) + " min" : Math.floor(s / 3600) + " h";
+function show(pool, first) {
+  const now = performance.now() / 1000;
+  for (const w of pool.workers) {
+    let row = rows.get(w.pid);
+    if (!row) {
+      row = { tr: body.insertRow(), served: "?", cpu: w.cpu, at: now };
+      for (let i = 0; i < 6; i++) row.tr.insertCell();
+      row.tr.cells[2].append(document.createElement("i"), "");
+      row.tr.cells[5].appendChild(document.createElement("code")).textContent = "kill -9 " + w.pid;
+      if (!first) { row.tr.className = "new"; setTimeout(() => row.tr.classList.remove("new"), 4000); }
+      rows.set(w.pid, row);
+    }
+    if (w.pid === pool.answers) row.served = pool.served; // each knows its own only
+    const busy = now > row.at ? Math.min(100, Math.max(0, (w.cpu - row.cpu) / (now - row.at) * 100)) : 0;
+    [row.cpu, row.at] = [w.cpu, now];
+    const [pid, age, cpu, memory, served] = row.tr.cells;
+    pid.textContent = w.pid; age.textContent = ago(w.age); memory.textContent = (w.memory / 1048576).toFixed(1) + " MiB"; served.textContent = row.served;
+    cpu.firstChild.style.width = busy * .8 + "px"; cpu.lastChild.data = " " + busy.toFixed(0) + " %, " + w.cpu.toFixed(2) + " s in all";
+  }
+  for (const [pid, row] of rows) if (!pool.workers.some(w => w.pid === pid)) {
+    rows.delete(pid); row.tr.className = "gone"; row.tr.cells[1].textContent = "gone"; setTimeout(() => row.tr.remove(), 6000);
+  }
+  teller.textContent = "Asked each second. Worker " + pool.answers + " has answered; what others have served, they alone could say.";
+}
+(async () => {
+  for (let first = true; ; await new Promise(r => setTimeout(r, 1000))) {
+    if (document.hidden) continue;
+    const late = setTimeout(() => teller.textContent = "No worker is free to answer: the question waits in the queue.", 700);
+    try {
+      const answer = await fetch("@BASE@/pool");
+      if (!answer.ok) throw answer.headers.get("Fpmd-Outcome") || answer.status;
+      show(await answer.json(), first); first = false;
+    } catch (e) { teller.textContent = e instanceof Error ? "Nobody answers: fpmd has ended, or is not to be reached." : "No worker has answered: " + e; }
+    clearTimeout(late);
+  }
+})();
 const hues = ["#0a7f6f", "#d9822b", "#5b6ee1", "#c23b6b", "#3b8ec2", "#8a6d3b"], seen = new Map();
 document.getElementById("ask").onclick = async () => {
   const dots = document.getElementById("dots"), unlit = Array.from({ length: 24 }, () => dots.appendChild(document.createElement("i")));
