@@ -317,9 +317,13 @@ func (c *workerConn) next() (here bool, err error) {
 			if environ > MaxEnviron || environ > h.Length-RequestFixed {
 				return false, fmt.Errorf("%w: environ of %d bytes in a REQUEST of %d", ErrProtocol, environ, h.Length)
 			}
+			number := binary.LittleEndian.Uint64(in[HeaderLen:])
+			if number == 0 { // the page would say that it was withdrawn
+				return false, fmt.Errorf("%w: REQUEST with number 0", ErrProtocol)
+			}
 			need += int(environ)
 			if len(in) >= need {
-				c.x.start(h, binary.LittleEndian.Uint64(in[HeaderLen:]), in[HeaderLen+RequestFixed:need:need])
+				c.x.start(h, number, in[HeaderLen+RequestFixed:need:need])
 				c.from += need
 				c.x.base = c.from
 				return true, nil
