@@ -161,3 +161,22 @@ func TestNotStarted(t *testing.T) {
 		})
 	}
 }
+
+// A line is refused, or is the one that AppendHandshake writes for what it says.
+func FuzzHandshake(f *testing.F) {
+	for _, line := range []string{"1|1|unix|4|exchange\n", "1|1|unix|256|exchange\n", "1|1|unix|04|exchange\n", "1|1|unix|+4|exchange\n", "1|1|tcp|4|grpc\n", "1|1|unix|4|exchange"} {
+		f.Add([]byte(line))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		version, slots, err := ParseHandshake(line)
+		if err != nil {
+			if !errors.Is(err, ErrProtocol) {
+				t.Fatalf("%v does not wrap ErrProtocol", err)
+			}
+			return
+		}
+		if again, err := AppendHandshake(nil, version, slots); err != nil || !bytes.Equal(again, line) {
+			t.Fatalf("%q read as %d, %d, written as %q, %v", line, version, slots, again, err)
+		}
+	})
+}

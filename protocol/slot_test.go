@@ -64,26 +64,8 @@ func unframe(t *testing.T, b []byte) (content []byte) {
 // pair connects a slot to the returned connection, which plays the worker.
 func pair(t testing.TB) (*Slot, *net.UnixConn) {
 	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "w"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	page, f, err := NewPage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	t.Cleanup(func() { page.Close() })
-	nc, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := l.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Close() })
+	nc, w := connected(t)
+	page := newTestPage(t)
 	w.Write(frame(Header{Type: Greeting, Aux: Version}, nil))
 	s := NewSlot(3, page)
 	if err := s.Connect(nc, time.Now().Add(10*time.Second)); err != nil {
@@ -134,7 +116,7 @@ func answer(t *testing.T, s *Slot) (block, content string, last Answer, err erro
 		}
 		all = append(all, unframe(t, a.Bytes)...)
 		body += a.Body
-		if a.Last || a.Cut {
+		if a.Last || a.Cut || a.Withdrawn {
 			if body != len(all)-len(block) {
 				t.Errorf("%d bytes of body counted, %d came", body, len(all)-len(block))
 			}
@@ -434,30 +416,158 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
-// Any bytes of a worker end in answers or an error, never in a panic, and what
-// is handed out is framed without a gap.
+// A plainReader reads answers as Receive does, but with nothing to be quick
+// about: frame after frame, from all that a worker has sent.
+type plainReader struct {
+	stream []byte
+	number uint64 // whose turn it is
+	stale  uint64 // was taken back, so its WITHDRAWN comes first
+	asked  uint64 // may answer WITHDRAWN itself
+}
+
+// answer returns the next answer's block and body in one, and how it ended.
+func (r *plainReader) answer() (content string, a Answer, err error) {
+	for begun := false; ; {
+		if len(r.stream) < HeaderLen {
+			return content, a, ErrLost
+		}
+		h, err := ParseHeader(r.stream)
+		if err != nil {
+			return content, a, err
+		}
+		payload := r.stream[HeaderLen:]
+		short := len(payload) < int(h.Length)
+		take := int(h.Length)
+		switch {
+		case h.Type == Withdrawn && !begun:
+			if short {
+				return content, a, ErrLost
+			}
+			r.stream = payload[take:]
+			switch n := binary.LittleEndian.Uint64(payload); {
+			case n == r.stale && n != 0:
+				r.stale = 0
+				continue
+			case n == r.number && n == r.asked:
+				a.Withdrawn = true
+				return content, a, nil
+			}
+			return content, a, ErrProtocol
+		case r.stale != 0:
+			return content, a, ErrProtocol
+		case h.Type == Response && !begun:
+			if len(payload) < ResponseFixed {
+				return content, a, ErrLost
+			}
+			n := int(binary.LittleEndian.Uint16(payload))
+			if binary.LittleEndian.Uint16(payload[2:]) != Echo(r.number) || n > take-ResponseFixed {
+				return content, a, ErrProtocol
+			}
+			payload, take = payload[ResponseFixed:], take-ResponseFixed
+			if len(payload) < n {
+				return content, a, ErrLost
+			}
+			if CheckHeaderBlock(payload[:n], h.Aux) != nil {
+				return content, a, ErrProtocol
+			}
+			begun = true
+		case h.Type == Data && begun:
+			if take == 0 && !h.Last() {
+				return content, a, ErrProtocol
+			}
+		case h.Type == Cut && h.Aux == Echo(r.number):
+			a.Cut = true
+		default:
+			return content, a, ErrProtocol
+		}
+		if short {
+			return content + string(payload), a, ErrLost
+		}
+		content += string(payload[:take])
+		r.stream = payload[take:]
+		if a.Last = h.Last(); a.Last || a.Cut {
+			return content, a, nil
+		}
+	}
+}
+
+// What a second exchange does behind the first in FuzzAnswer.
+const (
+	noSecond        = iota
+	secondAnswered  // and its answer stands behind the first's
+	secondTaken     // taken back before it began: its WITHDRAWN stands there, and a third's answer
+	secondTakenLate // taken back when the worker may have begun it: one of the two stands there
+	secondWays
+)
+
+// Whatever a worker sends, wherever it is split between two reads, a slot makes of
+// it what plainReader does: the same answers, or an error of the same kind with
+// nothing handed out that did not stand there, and no frame with a gap.
 func FuzzAnswer(f *testing.F) {
-	f.Add(response(200, okBlock, "body", FlagLast), 5)
-	f.Add(slices.Concat(response(200, okBlock, "", 0), frame(Header{Type: Data, Flags: FlagLast}, []byte("x"))), 9)
-	f.Add(frame(Header{Type: Cut, Flags: FlagFailed}, nil), 1)
-	f.Add(bytes.Repeat([]byte{17}, 100), 50)
-	f.Fuzz(func(t *testing.T, stream []byte, split int) {
+	first, second := response(200, okBlock, "body", FlagLast), responseTo(2, 404, "Status: 404 Not Found\r\n\r\n", "", FlagLast)
+	withdrawn := frame(Header{Type: Withdrawn}, binary.LittleEndian.AppendUint64(nil, 2))
+	for _, seed := range []struct {
+		way    uint8
+		stream []byte
+	}{
+		{noSecond, first},
+		{noSecond, slices.Concat(response(200, okBlock, "", 0), frame(Header{Type: Data, Flags: FlagLast}, []byte("x")))},
+		{noSecond, slices.Concat(response(200, okBlock, "", 0), frame(Header{Type: Cut, Flags: FlagFailed, Aux: 1}, nil))},
+		{noSecond, frame(Header{Type: Cut, Flags: FlagFailed}, nil)},
+		{noSecond, bytes.Repeat([]byte{17}, 100)},
+		{noSecond, slices.Concat(first, first)},
+		{secondAnswered, slices.Concat(first, second)},
+		{secondTaken, slices.Concat(first, withdrawn, responseTo(3, 200, okBlock, "third", FlagLast))},
+		{secondTakenLate, slices.Concat(first, withdrawn)},
+		{secondTakenLate, slices.Concat(first, second)},
+	} {
+		f.Add(seed.stream, len(seed.stream)/2, seed.way)
+	}
+	f.Fuzz(func(t *testing.T, stream []byte, split int, way uint8) {
 		s, w := pair(t)
-		r := request()
-		s.Send(r, nil, true, 1)
+		plain := plainReader{stream: stream, number: 1}
+		s.Send(request(), nil, true, 1)
+		s.Flush() // Receive would wait for what comes behind the request, but here it may have come before
+		way %= secondWays
+		if way != noSecond && !s.sendBehind(request(), 2) {
+			t.Fatal("the second was not sent")
+		}
+		if way == secondTaken || way == secondTakenLate {
+			s.asked.Store(2) // as Withdraw does, whose barrier takes milliseconds
+		}
 		split = max(0, min(split, len(stream)))
-		go func() {
-			io.ReadFull(w, make([]byte, len(r)))
+		go func() { // ends with the stream, or with the slot
 			w.Write(stream[:split])
 			w.Write(stream[split:])
 			w.CloseWrite()
 		}()
-		block, content, _, err := answer(t, s)
-		if err == nil && s.State() != SlotGreeted {
-			t.Fatalf("answer over, slot %v", s.State())
-		}
-		if !strings.HasPrefix(content, block) {
-			t.Fatalf("content %.60q does not begin with the block %.60q", content, block)
+		for n := 1; ; n++ {
+			s.SetDeadline(time.Now().Add(20 * time.Second))
+			wantContent, want, wantErr := plain.answer()
+			block, content, got, err := answer(t, s)
+			if err != nil && wantErr == nil && (n == 2 || way == noSecond) && len(plain.stream) > 0 && errors.Is(err, ErrProtocol) {
+				return // it has seen what stands behind the last answer
+			}
+			switch {
+			case wantErr != nil && err == nil, wantErr == nil && err != nil, errors.Is(wantErr, ErrProtocol) != errors.Is(err, ErrProtocol):
+				t.Fatalf("answer %d: %v, want %v", n, err, wantErr)
+			case !strings.HasPrefix(wantContent, content), !strings.HasPrefix(content, block), err == nil && content != wantContent:
+				t.Fatalf("answer %d: %.60q, block %.60q, want %.60q", n, content, block, wantContent)
+			case err == nil && (got.Last != want.Last || got.Cut != want.Cut || got.Withdrawn != want.Withdrawn || s.State() != SlotGreeted):
+				t.Fatalf("answer %d: ended as %+v, slot %v, want %+v", n, got, s.State(), want)
+			case err != nil || n == 2 || way == noSecond:
+				return
+			case way == secondTaken:
+				plain.number, plain.stale = 3, 2
+				s.Send(request(), nil, true, 3)
+				s.Flush()
+			default:
+				plain.number = 2
+				if way == secondTakenLate {
+					plain.asked = 2
+				}
+				s.Advance()
+			}
 		}
 	})
 }
@@ -501,8 +611,7 @@ func TestSecondAnswered(t *testing.T) {
 		if err := s.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		s.open.Store(true) // which Receive does when it has written the request
-		if !s.SendBehind(request(), nil, 2) || s.SendBehind(request(), nil, 3) {
+		if !s.sendBehind(request(), 2) || s.SendBehind(request(), nil, 3) {
 			t.Fatal("want one to be sent behind, and one only")
 		}
 		w.Write(both[:cut])
@@ -517,6 +626,12 @@ func TestSecondAnswered(t *testing.T) {
 		s.Close()
 		w.Close()
 	}
+}
+
+// sendBehind sends an exchange behind one that Flush has written all of.
+func (s *Slot) sendBehind(head []byte, number uint64) bool {
+	s.open.Store(true) // which Receive does when it has written the request
+	return s.SendBehind(head, nil, number)
 }
 
 // The WITHDRAWN of a second exchange comes before the next answer and is
@@ -539,8 +654,7 @@ func TestSecondWithdrawn(t *testing.T) {
 		s, w := pair(t)
 		s.Send(request(), nil, true, 1)
 		s.Flush()
-		s.open.Store(true)
-		if !s.SendBehind(request(), nil, 2) || !s.Withdraw(2) {
+		if !s.sendBehind(request(), 2) || !s.Withdraw(2) {
 			t.Fatal("not sent, or not withdrawn")
 		}
 		w.Write(response(200, okBlock, "first", FlagLast))

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // hexBytes are bytes that JSON has in hexadecimal.
@@ -428,20 +430,22 @@ func dialUngreeted(t testing.TB, w *Worker) *net.UnixConn {
 // connected returns two ends of a connection.
 func connected(t testing.TB) (a, b *net.UnixConn) {
 	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "c"), Net: "unix"})
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	if a, err = net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr)); err != nil {
-		t.Fatal(err)
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		nc, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		ends[i] = nc.(*net.UnixConn)
 	}
-	t.Cleanup(func() { a.Close() })
-	if b, err = l.AcceptUnix(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.Close() })
-	return a, b
+	return ends[0], ends[1]
 }
 
 func readFrame(r io.Reader) (Header, []byte, error) {

@@ -8,7 +8,10 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -388,21 +391,215 @@ func TestBothEnds(t *testing.T) {
 	s.Close()
 }
 
-// Any bytes of a supervisor end in exchanges or the end of the connection,
-// never in a panic, and the worker goes on.
+// A served is an exchange as a worker's application has it.
+type served struct {
+	number        uint64
+	environ, body string
+	err           error // why the body has ended: io.EOF, io.ErrUnexpectedEOF, ErrGone or ErrProtocol
+}
+
+// servedPlainly says what a worker of one slot serves of all that a supervisor has sent,
+// and whether it ends with a breach of the protocol.
+func servedPlainly(stream []byte) (all []served, broken bool) {
+	for len(stream) >= HeaderLen {
+		h, err := ParseHeader(stream)
+		if err != nil || h.Type != Request || h.Aux > 0 {
+			return all, true
+		}
+		if len(stream) < RequestHead {
+			break
+		}
+		x := served{number: binary.LittleEndian.Uint64(stream[HeaderLen:]), err: io.EOF}
+		environ := int(binary.LittleEndian.Uint32(stream[HeaderLen+8:]))
+		if x.number == 0 || environ > MaxEnviron || environ > int(h.Length)-RequestFixed {
+			return all, true
+		}
+		stream = stream[RequestHead:]
+		if len(stream) < environ {
+			break
+		}
+		x.environ, stream = string(stream[:environ]), stream[environ:]
+		for left := int(h.Length) - RequestFixed - environ; ; left = int(h.Length) {
+			n := min(left, len(stream))
+			x.body += string(stream[:n])
+			stream = stream[n:]
+			if n == left && h.Last() {
+				if h.Flags&FlagCut != 0 {
+					x.err = io.ErrUnexpectedEOF
+				}
+				break
+			}
+			if len(stream) < HeaderLen {
+				x.err = ErrGone
+				return append(all, x), false
+			}
+			if h, err = ParseHeader(stream); err != nil || h.Type != Body {
+				x.err = ErrProtocol
+				return append(all, x), true
+			}
+			stream = stream[HeaderLen:]
+		}
+		all = append(all, x)
+	}
+	return all, false
+}
+
+// Whatever a supervisor sends, wherever it is split, and however the application
+// reads, a worker serves what servedPlainly says, reports a breach when there is
+// one, and is ready for the next connection.
 func FuzzRequests(f *testing.F) {
-	f.Add(requestFrame(0, 1, getEnviron, []byte("x"), FlagLast), 20)
-	f.Add(append(requestFrame(0, 1, getEnviron, nil, 0), frame(Header{Type: Body, Flags: FlagLast | FlagCut}, nil)...), 30)
-	f.Add(append(requestFrame(0, 1, getEnviron, nil, FlagLast), requestFrame(0, 2, getEnviron, nil, FlagLast)...), 40)
-	f.Fuzz(func(t *testing.T, stream []byte, split int) {
-		w := &Worker{Slots: 1, Handle: vectorApplications["echo"]}
-		nc := startWorker(t, w)
+	get := requestFrame(0, 1, getEnviron, nil, FlagLast)
+	post := slices.Concat(requestFrame(0, 1, getEnviron, []byte("one"), 0), frame(Header{Type: Body}, nil), frame(Header{Type: Body, Flags: FlagLast}, []byte("two")))
+	cut := slices.Concat(requestFrame(0, 1, getEnviron, nil, 0), frame(Header{Type: Body, Flags: FlagLast | FlagCut}, nil))
+	for _, stream := range [][]byte{
+		get, post, cut, slices.Concat(get, post), slices.Concat(cut, get), post[:len(post)-1],
+		slices.Concat(post[:len(post)-4], get), requestFrame(0, 0, getEnviron, nil, FlagLast), requestFrame(1, 1, getEnviron, nil, FlagLast),
+	} {
+		f.Add(stream, len(stream)/2, uint16(2))
+	}
+	var mu sync.Mutex
+	var room int // the application reads so much at once
+	var got []served
+	breaches := make(chan error, 1)
+	w := &Worker{Slots: 1, Report: func(err error) { breaches <- err }, Handle: func(x *Exchange) error {
+		mu.Lock()
+		defer mu.Unlock()
+		s := served{number: x.Number(), environ: string(x.Environ())}
+		for buf := make([]byte, room); s.err == nil; {
+			var n int
+			n, s.err = x.Read(buf)
+			s.body += string(buf[:n])
+		}
+		got = append(got, s)
+		x.Respond(200, []byte(okBlock), false) // nobody may be there for it
+		return nil
+	}}
+	startWorker(f, w).Close()
+	f.Fuzz(func(t *testing.T, stream []byte, split int, size uint16) {
+		nc := dialWorker(t, w)
+		mu.Lock()
+		room, got = max(1, int(size)), nil
+		mu.Unlock()
 		split = max(0, min(split, len(stream)))
-		nc.Write(stream[:split])
-		nc.Write(stream[split:])
-		nc.CloseWrite()
-		io.Copy(io.Discard, nc)
-		dialWorker(t, w)
+		go func() { // ends with the stream, or with the connection
+			nc.Write(stream[:split])
+			nc.Write(stream[split:])
+			nc.CloseWrite()
+		}()
+		nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, nc); err != nil && !closed(err) {
+			t.Fatalf("neither served nor closed: %v", err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		want, broken := servedPlainly(stream)
+		var breach error
+		select {
+		case breach = <-breaches: // it comes before the connection is closed
+		default:
+		}
+		if broken != (breach != nil) || broken && !errors.Is(breach, ErrProtocol) {
+			t.Fatalf("reported %v, want a breach: %v", breach, broken)
+		}
+		if !slices.EqualFunc(got, want, func(got, want served) bool {
+			return got.number == want.number && got.environ == want.environ && got.body == want.body && errors.Is(got.err, want.err)
+		}) {
+			t.Fatalf("served %+v, want %+v", got, want)
+		}
+	})
+}
+
+// A pattern is content of which no two pieces look alike.
+func pattern(size int) []byte {
+	b := make([]byte, 0, size+8)
+	for i := 0; len(b) < size; i++ {
+		b = strconv.AppendInt(b, int64(i), 36)
+	}
+	return b[:size]
+}
+
+// sizes makes up to eight sizes of what was drawn, many of them around and beyond
+// what a buffer, a record or a large buffer holds.
+func sizes(drawn []byte) (all []int, total int) {
+	for ; len(drawn) >= 2 && len(all) < 8; drawn = drawn[2:] {
+		n := int(binary.LittleEndian.Uint16(drawn))
+		if n%2 == 1 {
+			n *= 5
+		}
+		all, total = append(all, n), total+n
+	}
+	return all, total
+}
+
+// Whatever the pieces in which a body is sent and an answer written, both at
+// once, each arrives as it was, twice on one connection.
+func FuzzBothEnds(f *testing.F) {
+	f.Add([]byte{}, []byte{})
+	f.Add([]byte{4, 0}, []byte{4, 0})
+	f.Add([]byte{0, 0, 1, 0, 0, 0x40}, []byte{0, 0x40, 0xff, 0xff, 0xff, 0x1f})
+	f.Add([]byte{0xff, 0xff, 2, 0}, []byte{0xfe, 0xff, 0xff, 0x7f, 0xff, 0xff})
+	type plan struct { // of one exchange
+		body, content []byte
+		write         []int // the sizes of what content is written in
+	}
+	plans, wrong := make(chan plan, 1), make(chan error, 1)
+	w := &Worker{Slots: 1, Report: func(err error) { wrong <- err }, Handle: func(x *Exchange) error {
+		p := <-plans
+		x.Respond(200, []byte(okBlock), false)
+		rest := p.content
+		for i, n := range p.write {
+			x.Write(rest[:n])
+			rest = rest[n:]
+			if i%2 == 1 {
+				x.Flush()
+			}
+		}
+		if got, err := io.ReadAll(reader{x}); err != nil || !bytes.Equal(got, p.body) {
+			return fmt.Errorf("body of %d bytes, %w; want %d", len(got), err, len(p.body))
+		}
+		return x.End(nil)
+	}}
+	startWorker(f, w).Close()
+	f.Fuzz(func(t *testing.T, asked, answered []byte) {
+		ask, askLen := sizes(asked)
+		write, writeLen := sizes(answered)
+		p := plan{pattern(askLen), pattern(writeLen), write}
+		s := NewSlot(0, w.Page)
+		if err := s.Connect(dialUngreeted(t, w), time.Now().Add(20*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for number := uint64(1); number <= 2; number++ {
+			plans <- p
+			s.Send(request(), nil, false, number)
+			s.SetDeadline(time.Now().Add(20 * time.Second))
+			if err := s.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			sent := make(chan error, 1)
+			go func() { // ends with the body, or with the slot's deadline
+				rest := p.body
+				for _, n := range ask {
+					if err := s.SendBody(AppendBody(nil, rest[:n], false, false), time.Now().Add(20*time.Second)); err != nil {
+						sent <- err
+						return
+					}
+					rest = rest[n:]
+				}
+				sent <- s.SendBody(AppendBody(nil, nil, true, false), time.Now().Add(20*time.Second))
+			}()
+			_, got, last, err := answer(t, s)
+			if err != nil || !last.Last || got != okBlock+string(p.content) {
+				select {
+				case err = <-wrong:
+				default:
+				}
+				t.Fatalf("exchange %d: %d bytes, last %v, %v; want %d", number, len(got), last.Last, err, len(okBlock)+writeLen)
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 }
 
