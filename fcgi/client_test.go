@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func clientOf(t testing.TB, a net.Addr) *Client {
@@ -279,6 +281,99 @@ func TestClientWithoutKeep(t *testing.T) {
 		t.Errorf("%d connections, want 3", n)
 	}
 	until(t, "all are closed", func() bool { return s.Stats().Conns == 0 })
+}
+
+// answerPlainly says what an application's records are to a client, who asked nothing but request
+// 1: frame after frame, from all that it has sent. whole: the request has ended.
+func answerPlainly(stream []byte) (stdout, stderr string, res ClientResponse, whole bool) {
+	for len(stream) >= HeaderLen {
+		h := parseHeader((*[HeaderLen]byte)(stream))
+		content := stream[HeaderLen:]
+		n := min(int(h.length), len(content))
+		content, stream = content[:n], content[n:]
+		cut := n < int(h.length) || len(stream) < int(h.padding)
+		stream = stream[min(int(h.padding), len(stream)):]
+		switch {
+		case h.version != version1, h.id > 1:
+			return stdout, stderr, res, false
+		case h.id == 0:
+		case h.typ == typeStdout:
+			stdout += string(content)
+		case h.typ == typeStderr:
+			stderr += string(content)
+		case h.typ == typeEndRequest && h.length == 8 && !cut:
+			res.AppStatus, res.ProtocolStatus = binary.BigEndian.Uint32(content), ProtocolStatus(content[4])
+			return stdout, stderr, res, true
+		default:
+			return stdout, stderr, res, false
+		}
+		if cut {
+			break
+		}
+	}
+	return stdout, stderr, res, false
+}
+
+// Whatever an application sends, wherever it is split, a client has of it what
+// answerPlainly says, and never takes for whole what is not.
+func FuzzClient(f *testing.F) {
+	out, over := appendRecord(nil, typeStdout, 1, []byte("Status: 200 OK\r\n\r\nbody")), appendEnd(nil, 1, 7, StatusRequestComplete)
+	padded := append(append(appendHeader(nil, typeStdout, 1, 3), "abc"...), make([]byte, 5)...)
+	padded[6] = 5
+	for _, records := range [][]byte{
+		append(bytes.Clone(out), over...),
+		over, out, padded, out[:len(out)-1], over[:len(over)-1],
+		bytes.Join([][]byte{padded, appendRecord(nil, typeStderr, 1, []byte("log")), appendRecord(nil, typeStdout, 1, nil), over}, nil),
+		appendEnd(bytes.Clone(out), 1, 0, StatusOverloaded),
+		appendEnd(bytes.Clone(out), 2, 0, StatusRequestComplete),
+		append(appendRecord(nil, typeUnknownType, 0, make([]byte, 8)), over...),
+		append(appendRecord(nil, typeStdin, 1, []byte("x")), over...),
+		[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"),
+	} {
+		f.Add(records, len(records)/2)
+	}
+	l, err := net.Listen("unix", filepath.Join(f.TempDir(), "s"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer l.Close()
+	c := &Client{Network: "unix", Address: l.Addr().String(), MaxIdle: -1}
+	f.Fuzz(func(t *testing.T, stream []byte, split int) {
+		split = max(0, min(split, len(stream)))
+		left := make(chan struct{})
+		go func() { // ends with the client
+			defer close(left)
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer nc.Close()
+			nc.Write(stream[:split])
+			nc.Write(stream[split:])
+			nc.(*net.UnixConn).CloseWrite()
+			io.Copy(io.Discard, nc)
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		var stdout []byte
+		var stderr bytes.Buffer
+		res, err := c.Do(ctx, &ClientRequest{Stderr: &stderr})
+		if err == nil {
+			stdout, err = io.ReadAll(res.Stdout)
+			res.Stdout.Close()
+		}
+		within(t, "the connection's end", left)
+		wantOut, wantErr, want, whole := answerPlainly(stream)
+		if string(stdout) != wantOut || stderr.String() != wantErr {
+			t.Fatalf("stdout %.100q, stderr %.100q, %v; want %.100q and %.100q", stdout, &stderr, err, wantOut, wantErr)
+		}
+		switch ended := err == nil || errors.Is(err, ErrRefused); {
+		case errors.Is(err, context.DeadlineExceeded), ended != whole:
+			t.Fatalf("ended with %v, whole: %v", err, whole)
+		case whole && (res.AppStatus != want.AppStatus || res.ProtocolStatus != want.ProtocolStatus || (err == nil) != (want.ProtocolStatus == StatusRequestComplete)):
+			t.Fatalf("ended with %v and %+v, want %+v", err, res, want)
+		}
+	})
 }
 
 func TestReadResponseHeader(t *testing.T) {

@@ -160,3 +160,86 @@ func FuzzConn(f *testing.F) {
 		until(t, "both connections are gone", func() bool { return s.Stats().Conns == 0 })
 	})
 }
+
+// However the parameters and bodies of two requests are cut into records, these padded
+// and mixed with each other's, and the whole split into writes: each
+// request is the one that it was.
+func FuzzRecords(f *testing.F) {
+	f.Add("value", "body", []byte{})
+	f.Add("", "", []byte{0, 1, 2, 3})
+	f.Add(strings.Repeat("v", 200), strings.Repeat("b", 3000), []byte{0xfe, 0xff, 7, 9, 3, 0x80, 0x41, 1})
+	f.Add("x", strings.Repeat("b", 100), []byte{0, 1, 0, 0xff, 1, 0, 2, 1})
+	addr := start(f, &Server{Handler: echo, BodyBuffer: 1 << 10, SpoolDir: f.TempDir()}, "unix")
+	f.Fuzz(func(t *testing.T, one, other string, cuts []byte) {
+		if len(one)+len(other) > 1<<16 { // so that many are tried
+			return
+		}
+		cut := func() (c int) { // the next one; behind the last, large ones
+			if len(cuts) == 0 {
+				return 0xff
+			}
+			c, cuts = int(cuts[0]), cuts[1:]
+			return c
+		}
+		type stream struct {
+			typ     recordType
+			id      uint16
+			content string
+		}
+		value := map[uint16]string{1: one, 2: other}
+		body := map[uint16]string{1: other, 2: one}
+		var todo []stream
+		for id := uint16(1); id <= 2; id++ {
+			todo = append(todo, stream{typeParams, id, string(AppendParam(nil, "A", value[id]))})
+		}
+		in := append(begin(1), begin(2)...)
+		for len(todo) > 0 {
+			// A part of one of the two streams: of its content, or its end.
+			c := cut()
+			i := c % len(todo)
+			s := &todo[i]
+			n := min(1+c*c/8, len(s.content))
+			padding := cut() % 16
+			in = appendHeader(in, s.typ, s.id, n)
+			in[len(in)-2] = byte(padding)
+			in = append(in, s.content[:n]...)
+			in = append(in, make([]byte, padding)...)
+			switch s.content = s.content[n:]; {
+			case n > 0:
+			case s.typ == typeParams:
+				*s = stream{typeStdin, s.id, body[s.id]}
+			default:
+				todo = append(todo[:i], todo[i+1:]...)
+			}
+		}
+		p := connect(t, addr)
+		defer p.nc.Close()
+		go func() { // ends with the input, or with the connection
+			for len(in) > 0 {
+				n := min(1+cut()*cut()/8, len(in))
+				p.nc.Write(in[:n])
+				in = in[n:]
+			}
+		}()
+		got := map[uint16]string{}
+		for ends := 0; ends < 2; {
+			h, content, err := p.next()
+			if err != nil {
+				t.Fatalf("after %v: %v", got, err)
+			}
+			switch h.typ {
+			case typeStdout:
+				got[h.id] += content
+			case typeEndRequest:
+				ends++
+			default:
+				t.Fatalf("%v for request %d: %q", h.typ, h.id, content)
+			}
+		}
+		for id := range value {
+			if want := value[id] + ":" + body[id]; got[id] != want {
+				t.Fatalf("request %d was answered with %.100q, want %.100q", id, got[id], want)
+			}
+		}
+	})
+}
