@@ -385,7 +385,8 @@ func (a *answer) Close() error {
 
 // ReadResponseHeader reads the header block of a CGI answer (RFC 3875, section
 // 6): what Status says, or 302 where there is a Location and no Status, else
-// 200. The header comes without Status.
+// 200. The header comes without Status. One below 200 is an error: it would be no
+// answer yet, and CGI has none of these.
 func ReadResponseHeader(r *bufio.Reader) (status int, reason string, header textproto.MIMEHeader, err error) {
 	header, err = textproto.NewReader(r).ReadMIMEHeader()
 	if err != nil {
@@ -394,14 +395,19 @@ func ReadResponseHeader(r *bufio.Reader) (status int, reason string, header text
 		}
 		return 0, "", nil, fmt.Errorf("header block of the answer: %w", err)
 	}
+	for name := range header {
+		if strings.Contains(name, " ") { // which textproto lets pass
+			return 0, "", nil, fmt.Errorf("header block of the answer: field name %.64q, want no space", name)
+		}
+	}
 	line := header.Get("Status")
 	header.Del("Status")
 	switch {
 	case line != "":
 		code, rest, _ := strings.Cut(line, " ")
 		status, err = strconv.Atoi(code)
-		if err != nil || len(code) != 3 || status < 100 {
-			return 0, "", nil, fmt.Errorf("header block of the answer: Status %.64q", line)
+		if err != nil || len(code) != 3 || status < 200 {
+			return 0, "", nil, fmt.Errorf("header block of the answer: Status %.64q, want 200 to 999", line)
 		}
 		return status, rest, header, nil
 	case header.Get("Location") != "":

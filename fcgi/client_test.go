@@ -394,6 +394,8 @@ func TestReadResponseHeader(t *testing.T) {
 		{"Status that is none", "Status: OK\r\n\r\n", 0, "", nil, "", `Status "OK"`},
 		{"Status too long", "Status: 2000\r\n\r\n", 0, "", nil, "", `Status "2000"`},
 		{"Status too small", "Status: 099\r\n\r\n", 0, "", nil, "", `Status "099"`},
+		{"Status of what is no answer yet", "Status: 103 Early Hints\r\n\r\n", 0, "", nil, "", `Status "103 Early Hints"`},
+		{"space behind a name", "A : b\r\n\r\n", 0, "", nil, "", `field name "A "`},
 		{"empty", "", 0, "", nil, "", "unexpected EOF"},
 		{"cut short", "A: b\r\n", 0, "", nil, "", "unexpected EOF"},
 		{"no field", "<html>\r\n\r\n", 0, "", nil, "", "missing colon"},

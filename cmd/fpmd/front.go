@@ -104,6 +104,11 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer res.Stdout.Close()
 	br := bufio.NewReaderSize(res.Stdout, 32<<10)
 	status, _, header, err := fcgi.ReadResponseHeader(br)
+	if lengths := header["Content-Length"]; len(lengths) > 0 {
+		if _, e := strconv.ParseUint(lengths[0], 10, 63); e != nil || len(lengths) > 1 {
+			err = fmt.Errorf("header block of the answer: Content-Length %q, want one number", lengths)
+		}
+	}
 	if err != nil {
 		badGateway(w, p, err)
 		return

@@ -1,26 +1,32 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"fpmd/fcgi"
+	"fpmd/protocol"
 )
 
 // application answers at a Unix socket until the test's end.
-func application(t *testing.T, path string, handler func(*fcgi.Request)) frontPool {
+func application(t testing.TB, path string, handler func(*fcgi.Request)) frontPool {
 	t.Helper()
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -251,6 +257,9 @@ func TestFrontAnswers(t *testing.T) {
 		{"cut in the head", "GET", "X-A: 1\r\n", true, 502, "", "502 Bad Gateway\n\npool app: header block of the answer: unexpected EOF\n", false},
 		{"no answer", "GET", "", true, 502, "", "unexpected EOF\n", false},
 		{"no header block", "GET", "<html>", false, 502, "", "", false},
+		{"two lengths", "GET", "Content-Length: 4\r\nContent-Length: 4\r\n\r\nbody", false, 502, "", `Content-Length ["4" "4"], want one number` + "\n", false},
+		{"length with a sign", "GET", "Content-Length: +4\r\n\r\nbody", false, 502, "", "", false},
+		{"no answer yet", "GET", "Status: 103 Early Hints\r\n\r\nbody", false, 502, "", "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := frontFor(t, application(t, filepath.Join(t.TempDir(), "s"), func(r *fcgi.Request) {
@@ -410,4 +419,137 @@ func TestRequestCommand(t *testing.T) {
 	if err := cmdRequest(t.Context(), []string{"--help"}, &help, io.Discard); err != nil || help.String() != requestHelp {
 		t.Errorf("--help: %v, %q", err, help.String())
 	}
+}
+
+// Whatever head and body an application answers with, the front's client has one
+// well-formed answer: what fcgi.ReadResponseHeader made of it, with the same status,
+// fields and body, or 502 where that makes nothing of it; and an answer that is not as long
+// as it says never looks whole.
+func FuzzFront(f *testing.F) {
+	for _, answer := range []string{
+		"Status: 200 OK\r\nContent-Type: text/plain\r\n\r\nbody",
+		"Status: 404 Not Found\nX: a\nX: b\n\nbody",
+		"Location: /x\r\n\r\n",
+		"Status: 204 No Content\r\n\r\nnot there",
+		"Status: 304 Not Modified\r\nETag: \"x\"\r\n\r\n",
+		"Status: 103 Early Hints\r\nLink: x\r\n\r\nbody",
+		"Status: 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nbody",
+		"Status: 999 x\r\n\r\nbody",
+		"Content-Length: 4\r\n\r\nbody",
+		"Content-Length: 3\r\n\r\nbody",
+		"Content-Length: 5\r\n\r\nbody",
+		"Content-Length: 4\r\nContent-Length: 5\r\n\r\nbody",
+		"Content-Length: x\r\n\r\nbody",
+		"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+		"X: a\r\n b\r\nTrailer: Y\r\nConnection: close, X\r\n\r\nbody",
+		"X: a\rY: b\r\n\r\nbody",
+		"<html>no head</html>",
+		"",
+	} {
+		f.Add([]byte(answer))
+	}
+	var answer atomic.Value
+	app := application(f, filepath.Join(f.TempDir(), "s"), func(r *fcgi.Request) { r.Write(answer.Load().([]byte)) })
+	l, err := net.Listen("unix", filepath.Join(f.TempDir(), "http")) // TCP would run out of ports
+	if err != nil {
+		f.Fatal(err)
+	}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: newFront([]frontPool{app}), ErrorLog: log.New(io.Discard, "", 0)}}
+	s.Start()
+	f.Cleanup(s.Close)
+	f.Fuzz(func(t *testing.T, in []byte) {
+		answer.Store(in)
+		nc, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(patience))
+		io.WriteString(nc, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+		all, err := io.ReadAll(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := bufio.NewReader(bytes.NewReader(in))
+		status, _, header, headErr := fcgi.ReadResponseHeader(from)
+		want, _ := io.ReadAll(from)
+		untrue := false
+		if lengths := header["Content-Length"]; lengths != nil {
+			n, err := strconv.ParseUint(lengths[0], 10, 63)
+			if err != nil || len(lengths) > 1 {
+				headErr = errors.Join(err, errors.New("not one length"))
+			}
+			untrue = int(n) != len(want)
+		}
+		if headErr != nil {
+			status, header, untrue = http.StatusBadGateway, nil, false
+		}
+		if status == http.StatusNoContent || status == http.StatusNotModified {
+			want, untrue = nil, false
+		}
+		br := bufio.NewReader(bytes.NewReader(all))
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			if !untrue || len(all) > 0 {
+				t.Fatalf("%q became %q: %v", in, all, err)
+			}
+			return
+		}
+		body, err := io.ReadAll(res.Body)
+		rest, _ := io.ReadAll(br)
+		switch {
+		case res.StatusCode != status, len(rest) > 0:
+			t.Fatalf("%q became %q, want %d and nothing behind it", in, all, status)
+		case untrue:
+			if err == nil || !bytes.HasPrefix(want, body) {
+				t.Fatalf("%q became %q, which looks whole", in, all)
+			}
+		case err != nil, header != nil && !bytes.Equal(body, want):
+			t.Fatalf("%q became %q, %v; want the body %q", in, all, err, want)
+		}
+		for _, name := range []string{"Connection", "Keep-Alive", "Transfer-Encoding", "Upgrade", "Trailer", "Content-Length"} {
+			header.Del(name) // of this connection, not of the application's
+		}
+		for name, values := range header {
+			if got := res.Header[name]; !slices.EqualFunc(got, values, sameValue) {
+				t.Fatalf("%q became %q: %s is %q, want %q", in, all, name, got, values)
+			}
+		}
+	})
+}
+
+// sameValue compares two values of a field. A line that continues one with nothing leaves
+// a space at its end, which does not count.
+func sameValue(a, b string) bool { return strings.TrimRight(a, " ") == strings.TrimRight(b, " ") }
+
+// A header block that the supervisor lets pass is read by who speaks FastCGI to it with
+// the same status, and to its end; and what fpmd request -i writes of any block is
+// that block: read again, it says the same.
+func FuzzResponseHead(f *testing.F) {
+	for _, block := range []string{
+		"Status: 200 OK\r\nContent-Type: text/plain\r\nX: a\r\nX: b\r\n\r\n", "Status: 200 \r\n\r\n", "Status: 200\r\nLocation: /\r\n\r\n",
+		"Location: /\r\n\r\n", "x-y: \ta\t\r\n\r\n", "A: b\n c\n\n", "\r\n",
+	} {
+		f.Add([]byte(block), uint16(200))
+	}
+	f.Fuzz(func(t *testing.T, block []byte, code uint16) {
+		passes := code >= 200 && code <= 599 && protocol.CheckHeaderBlock(block, code) == nil
+		from := bufio.NewReader(bytes.NewReader(block))
+		status, reason, header, err := fcgi.ReadResponseHeader(from)
+		if passes && (err != nil || status != int(code) || from.Buffered() > 0) {
+			t.Fatalf("%q passes with %d, read as %d, %v, %d bytes left", block, code, status, err, from.Buffered())
+		}
+		if err != nil {
+			return
+		}
+		var b bytes.Buffer
+		writeHead(&b, status, reason, header, "", "\r\n")
+		b.WriteString("\r\n")
+		written := b.String()
+		againStatus, againReason, again, err := fcgi.ReadResponseHeader(bufio.NewReader(&b))
+		if err != nil || againStatus != status || !sameValue(againReason, reason) ||
+			!maps.EqualFunc(again, header, func(a, b []string) bool { return slices.EqualFunc(a, b, sameValue) }) {
+			t.Fatalf("%q written as %q: %d %q %v, %v; want %d %q %v", block, written, againStatus, againReason, again, err, status, reason, header)
+		}
+	})
 }
