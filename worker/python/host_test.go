@@ -103,7 +103,7 @@ func TestHost(t *testing.T) {
 }
 
 // interpreters returns /usr/bin/python3 and every other python3 on PATH.
-func interpreters(t *testing.T) []string {
+func interpreters(t testing.TB) []string {
 	var found, real []string
 	for _, folder := range append([]string{"/usr/bin"}, filepath.SplitList(os.Getenv("PATH"))...) {
 		python := filepath.Join(folder, "python3")
