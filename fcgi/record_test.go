@@ -107,6 +107,9 @@ func FuzzParams(f *testing.F) {
 	f.Add([]byte("\x04\x03NAMEabc"))
 	f.Add([]byte("\x00\x00\x80\x00\x00\x01\x01ab"))
 	f.Add([]byte("\xff\xff\xff\xff\x7f"))
+	for n := 0x7f; n <= 0x81; n++ { // about where a length needs the long form
+		f.Add([]byte("\x01\x80\x00\x00" + string([]byte{byte(n)}) + "A" + strings.Repeat("v", n)))
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		ps, err := pairs(in)
 		if check := CheckParams(in); !errors.Is(check, err) {

@@ -159,8 +159,9 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-// Any parameters become pairs of strings with different names, or are refused with a
-// reason; and what was normalised once is not changed by a second time.
+// Any parameters become pairs of strings with different names, those among them that
+// PROTOCOL.md promises to a worker, or are refused with a reason; and what was normalised
+// once is not changed by a second time.
 func FuzzNormalise(f *testing.F) {
 	f.Add(params("REQUEST_METHOD=GET", "SCRIPT_NAME=/a", "HTTP_HOST=x"), "")
 	f.Add(params("REQUEST_METHOD=GET", "SCRIPT_NAME=/m/a", "HTTP_X=1", "HTTP_X=2", "CONTENT_LENGTH=-1"), "/m")
@@ -184,6 +185,16 @@ func FuzzNormalise(f *testing.F) {
 		for k := range first {
 			if strings.Contains(k, "=") {
 				t.Fatalf("name %q has an =", k)
+			}
+		}
+		for _, k := range []string{"REQUEST_METHOD", "REQUEST_SCHEME", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "REQUEST_ID"} {
+			if first[k] == "" {
+				t.Fatalf("%q became %q, without %s", in, first, k)
+			}
+		}
+		for _, k := range []string{"SCRIPT_NAME", "PATH_INFO", "QUERY_STRING"} {
+			if _, there := first[k]; !there {
+				t.Fatalf("%q became %q, without %s", in, first, k)
 			}
 		}
 		second, o, e := normalised(t, params(again...), mount)

@@ -210,6 +210,12 @@ func FuzzHost(f *testing.F) {
 	} {
 		f.Add(stream, len(stream)/2, uint8(way))
 	}
+	// More than a connection's buffer holds, of environ and of body, with a request behind it.
+	long := request(1, "X\x00"+strings.Repeat("x", 70_000)+"\x00", "", protocol.FlagLast)
+	upload := protocol.AppendBody(request(2, environ, "", 0), []byte(strings.Repeat("0123456\n", 10_000)), true, false)
+	for way := range uint8(6) {
+		f.Add(append(append(append([]byte(nil), long...), upload...), post...), len(long)-int(way), way)
+	}
 	g, p := startGoWorker(f), startPythonReader(f)
 	f.Fuzz(func(t *testing.T, stream []byte, split int, way uint8) { agree(t, g, p, stream, split, way) })
 }
