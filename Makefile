@@ -29,20 +29,14 @@ test: test-deps
 	$(GO) vet ./...
 	$(GO) test -race -count=1 -timeout 15m ./...
 	$(GO) test -count=1 -timeout 5m ./fcgi ./protocol # what the race detector spoils: allocations and memory
+	@GO=$(GO) bash test/fuzz.sh 2s fresh
 
 lint:
 	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
 
-# Each fuzz target of each package, for FUZZTIME. What fails is kept in the package's testdata/fuzz.
-# By default, go minimises each interesting input for a minute, and tries nothing else meanwhile.
+# Each fuzz target of each package, for FUZZTIME.
 fuzz:
-	@for pkg in $$($(GO) list ./...); do \
-	  targets=$$($(GO) test -list '^Fuzz' "$$pkg"); \
-	  for target in $$(grep '^Fuzz' <<<"$$targets" || :); do \
-	    echo "== $$pkg $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$pkg"; \
-	  done; \
-	done
+	@GO=$(GO) bash test/fuzz.sh $(FUZZTIME)
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
