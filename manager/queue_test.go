@@ -208,6 +208,21 @@ func (a asking) want(t *testing.T, start string) string {
 func (s *site) awaitBegun(name string) {
 	s.t.Helper()
 	await(s.t, name+" begun", func() bool { return exists(filepath.Join(s.dir, name+".begun")) == nil })
+	// The worker is at times quicker than the supervisor is to note that the request is
+	// written, and nothing is sent behind it before that.
+	await(s.t, name+" open", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		open := 0
+		for w := range s.workers {
+			for _, sl := range w.slots {
+				if sl.Open() || sl.behind != nil {
+					open++
+				}
+			}
+		}
+		return open >= s.open.n
+	})
 }
 
 func (s *site) release(name string) {
