@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 		os.Exit(echoWorker())
 	case "exchange worker":
 		os.Exit(exchangeWorker())
+	case "hesitant worker":
+		os.Exit(hesitantWorker())
 	case "half-hearted worker":
 		os.Exit(halfHeartedWorker(false))
 	case "short-lived worker":

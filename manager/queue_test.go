@@ -21,7 +21,8 @@ import (
 // exchangeWorker is a worker whose application does what the query says:
 // "wait=NAME" leaves a file NAME.begun in its folder and waits until somebody
 // opens the pipe NAME; "size=N" answers so many bytes; "cut" has the answer end before it
-// is complete; "drop" closes the connection behind it. It answers its own query first.
+// is complete; "drop" closes the connection behind it; "ahead" says that the next exchange
+// has begun, which is not true. It answers its own query first.
 func exchangeWorker() int {
 	start, err := protocol.Started()
 	if err != nil {
@@ -51,6 +52,8 @@ func exchangeWorker() int {
 				cut = true
 			case "drop":
 				drop = errors.New("as it was asked to")
+			case "ahead":
+				start.Page.Begin(0, x.Number()+1)
 			}
 		}
 		if err := x.Respond(200, []byte("Status: 200 OK\r\nContent-Type: text/plain\r\n\r\n"), false); err != nil {
@@ -99,6 +102,14 @@ func newSite(t *testing.T, workers int, patience time.Duration) *site {
 // is ready. prepare, unless nil, comes before the start.
 func startSite(t *testing.T, log io.Writer, as, settings string, prepare func(*pool)) *site {
 	t.Helper()
+	s := beginSite(t, log, as, settings, prepare)
+	<-s.readyOnce
+	return s
+}
+
+// beginSite does not wait.
+func beginSite(t *testing.T, log io.Writer, as, settings string, prepare func(*pool)) *site {
+	t.Helper()
 	dir := t.TempDir()
 	for _, pipe := range []string{"a", "b"} {
 		if err := unix.Mkfifo(filepath.Join(dir, pipe), 0o600); err != nil {
@@ -137,7 +148,6 @@ allow_root = true
 		defer cancel()
 		m.Stop(ctx)
 	})
-	<-m.Ready()
 	return &site{pool: p, t: t, dir: dir, client: fcgi.Client{Network: "unix", Address: filepath.Join(dir, "sock")}}
 }
 
@@ -427,4 +437,33 @@ func TestWorkerDiesInSecond(t *testing.T) {
 	a.want(t, "200 wait=a")
 	b.want(t, "502 ")
 	s.ask("c", nil).want(t, "200 c")
+}
+
+// A worker that says to have begun the next exchange while there is still more of an answer
+// than its socket can hold is one that broke the protocol: what is kept of it for a
+// client that does not read is bounded. Up to the bound it is the client's all the same.
+func TestAnswerAheadOfItself(t *testing.T) {
+	for _, c := range []struct {
+		size        int
+		want, wantB string
+	}{
+		{maxAhead - 1<<20, "200 wait=a", "200 b"},
+		{maxAhead + 1<<20, "502 502 Bad Gateway: bad_answer", "502 "},
+	} {
+		t.Run(fmt.Sprint(c.size), func(t *testing.T) {
+			s := newSite(t, 1, time.Hour)
+			read := make(chan struct{})
+			a := s.ask(fmt.Sprint("wait=a&ahead&size=", c.size), read)
+			s.awaitBegun("a")
+			b := s.ask("b", nil)
+			s.awaitSecond()
+			s.release("a")
+			b.want(t, c.wantB)
+			close(read)
+			if got := a.want(t, c.want); strings.HasPrefix(c.want, "200") && len(got) != len("200 ")+c.size {
+				t.Errorf("answer of %d bytes", len(got))
+			}
+			s.ask("c", nil).want(t, "200 c")
+		})
+	}
 }

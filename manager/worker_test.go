@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fpmd/protocol"
 )
@@ -143,4 +147,63 @@ func TestDeathBeforeAllSlotsAreGreeted(t *testing.T) {
 	if !strings.Contains(said, "no room for a second") || strings.Contains(said, "greets fewer") {
 		t.Errorf("log:\n%s", said)
 	}
+}
+
+// hesitantWorker begins to load, and has loaded when somebody opens the pipe of its number.
+func hesitantWorker() int {
+	number := os.Getenv(protocol.EnvWorkerID)
+	start, err := protocol.Started()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := os.WriteFile(number+".begun", nil, 0o644); err != nil {
+		return 1
+	}
+	f, err := os.Open(number)
+	if err != nil {
+		return 1
+	}
+	f.Close()
+	w := &protocol.Worker{Listener: start.Listener, Page: start.Page, Slots: 1, Handle: func(*protocol.Exchange) error { return nil }}
+	if err := start.Ready(1); err != nil {
+		return 1
+	}
+	_ = w.Serve()
+	return 0
+}
+
+// No more workers start at once than there are processors, or two: the next one starts
+// when one is ready, until all are.
+func TestStartsAtOnce(t *testing.T) {
+	bound := max(2, runtime.NumCPU())
+	workers := bound + 3
+	log := new(lines)
+	s := beginSite(t, log, "hesitant worker", fmt.Sprintf("threads = 1\nworkers = %d", workers), func(p *pool) {
+		for i := range workers {
+			if err := unix.Mkfifo(filepath.Join(p.config().Directory, fmt.Sprint(i+1)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	startingNow := func() (n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for w := range s.workers {
+			if w.state == starting {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range workers {
+		for n := range min(bound, workers-i) { // the first of them, and those that started in the meantime
+			s.awaitBegun(fmt.Sprint(i + n + 1))
+		}
+		if n := startingNow(); n > bound {
+			t.Errorf("%d workers start at once, want %d", n, bound)
+		}
+		s.release(fmt.Sprint(i + 1))
+	}
+	await(t, "all are ready", func() bool { return strings.Count(log.String(), "worker ready") == workers })
 }
