@@ -200,9 +200,8 @@ const (
 	commandPool = "[pool.api]\nlisten = \"127.0.0.1:9001\"\ncommand = [\"/srv/api/api\", \"-v\"]\nuser = \"www-data\"\n"
 )
 
-// Every key arrives where it belongs.
-func TestEverySetting(t *testing.T) {
-	cfg := mustLoad(t, testMachine(0), `
+// everySetting has every key but command, none at its default.
+const everySetting = `
 [supervisor]
 runtime_dir = "/var/run/fpmd/"
 include = []
@@ -245,7 +244,11 @@ queue_size = 0
 queue_timeout = "1s"
 access_log = "-"
 max_environ = "64KiB"
-`)
+`
+
+// Every key arrives where it belongs.
+func TestEverySetting(t *testing.T) {
+	cfg := mustLoad(t, testMachine(0), everySetting)
 	sup := Supervisor{
 		RuntimeDir: "/var/run/fpmd", Include: nil, LogLevel: slog.LevelDebug, LogFormat: "json",
 		Log: "/var/log/fpmd.log", User: "www-data", Procs: 2,
@@ -685,6 +688,13 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		checkConfig(t, cfg, root)
+		printed := cfg.text(m)
+		m.readFile = func(string) ([]byte, error) { return []byte(printed), nil }
+		again, err := load("printed", m)
+		if err != nil {
+			t.Fatalf("%v\nin what was printed:\n%s", err, printed)
+		}
+		checkSame(t, again, cfg)
 	})
 }
 

@@ -15,7 +15,7 @@ import (
 	"fpmd/worker/python"
 )
 
-const checkHelp = `usage: fpmd check [-c FILE] [--boot]
+const checkHelp = `usage: fpmd check [-c FILE] [--boot | --print]
 
 Reads the configuration, with all that it includes, as serve would, and says
 what is wrong: file, line, key, the value found, and what would do. All that is
@@ -24,22 +24,26 @@ wrong is said at once, and warnings of what is allowed but will hurt. Starts not
   -c FILE   the configuration (default ` + defaultConfig + `)
   --boot    start one worker of each pool, beside a running fpmd and out of its way, and stop it
             again: says what it was started as, what it printed, and what is usually wrong
+  --print   write what is in force, every key of it, as one file that fpmd reads; values of env
+            are masked. Warnings go to standard error then
 `
 
 // A checkLine is the command line of fpmd check.
 type checkLine struct {
 	config string
 	boot   bool
+	print  bool
 }
 
 func (l *checkLine) flags() *flag.FlagSet {
 	f := newFlags("check")
 	f.StringVar(&l.config, "c", defaultConfig, "read the configuration from `FILE`")
 	f.BoolVar(&l.boot, "boot", false, "start one worker of each pool, and stop it again")
+	f.BoolVar(&l.print, "print", false, "write what is in force")
 	return f
 }
 
-func cmdCheck(_ context.Context, args []string, stdout, _ io.Writer) error {
+func cmdCheck(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	var l checkLine
 	f := l.flags()
 	if err := parseFlags(f, args, checkHelp, stdout); err != nil {
@@ -48,16 +52,27 @@ func cmdCheck(_ context.Context, args []string, stdout, _ io.Writer) error {
 	if f.NArg() > 0 {
 		return usageError("check takes no argument %q: fpmd check --help", f.Arg(0))
 	}
+	if l.boot && l.print {
+		return usageError("check takes one of --boot and --print: fpmd check --help")
+	}
 	cfg, err := loadConfig(l.config)
 	if err != nil {
+		return err
+	}
+	warnings := stdout
+	if l.print {
+		warnings = stderr
+	}
+	for _, w := range cfg.Warnings() {
+		fmt.Fprintln(warnings, "warning: "+w)
+	}
+	if l.print {
+		_, err := io.WriteString(stdout, cfg.Text())
 		return err
 	}
 	var names []string
 	for _, p := range cfg.Pools {
 		names = append(names, p.Name)
-	}
-	for _, w := range cfg.Warnings() {
-		fmt.Fprintln(stdout, "warning: "+w)
 	}
 	fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
 	if l.boot {

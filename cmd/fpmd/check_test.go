@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,5 +79,33 @@ start_timeout = "2s"
 	}
 	if _, err := askOnce(d.sock()); err != nil {
 		t.Errorf("the running one: %v", err)
+	}
+}
+
+// check --print writes a configuration, and nothing else, that check reads: the same
+// one, without its secrets.
+func TestCheckPrint(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "fpmd.toml"), wsgiPool(dir, "env = { SECRET = \"hush\" }\ndrain_timeout = \"1s\""))
+	printed := func(file string) string {
+		var stdout, stderr strings.Builder
+		if err := run(t.Context(), []string{"check", "--print", "-c", filepath.Join(dir, file)}, &stdout, &stderr); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(stderr.String(), "warning: ") {
+			t.Errorf("no warning on standard error: %q", stderr.String())
+		}
+		return stdout.String()
+	}
+	first := printed("fpmd.toml")
+	write(t, filepath.Join(dir, "printed.toml"), first)
+	again := printed("printed.toml")
+	_, first, _ = strings.Cut(first, "\n") // which names the file
+	_, again, _ = strings.Cut(again, "\n")
+	if first != again || !strings.Contains(first, "env.SECRET      = \"***\"\n") || strings.Contains(first, "hush") {
+		t.Errorf("printed\n%s\nand of that\n%s", first, again)
+	}
+	if err := run(t.Context(), []string{"check", "--print", "--boot"}, io.Discard, io.Discard); exitCode(err) != exitUsage {
+		t.Errorf("--print and --boot: %v", err)
 	}
 }

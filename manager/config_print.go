@@ -1,0 +1,232 @@
+package manager
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Text is the configuration as one file: every key, with what is in force where
+// the files say nothing. Load reads it back to the same Config, but for the
+// values of env, which are masked, and for Include: the pools of included files are in it.
+func (c *Config) Text() string { return c.text(thisMachine()) }
+
+// masked stands for what nobody is to read.
+const masked = "***"
+
+// text is Text on a machine that knows the users and groups of c.
+func (c *Config) text(m machine) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# What is in force after reading %s.\n", printable(strings.Join(c.Files, ", ")))
+	fmt.Fprintf(&b, "# The values of env are masked (%q), but for PATH, where programs are looked up; everything else is as it is.\n\n", masked)
+	b.WriteString("[supervisor]\n")
+	for _, s := range supervisorSettings {
+		writeSetting(&b, s.name, mustShow(supervisorShown, s.name)(&c.Supervisor))
+	}
+	for _, p := range c.Pools {
+		fmt.Fprintf(&b, "\n[%s]\n", toml.Key{"pool", p.Name})
+		for _, s := range poolSettings {
+			writeSetting(&b, s.name, mustShow(poolShown, s.name)(&m, p))
+		}
+	}
+	return b.String()
+}
+
+// mustShow finds what shows the key name. TestEverySettingIsPrinted sees to it that each has one.
+func mustShow[F any](shown map[string]F, name string) F {
+	f, ok := shown[name]
+	if !ok {
+		panic("bug: nothing shows the key " + name)
+	}
+	return f
+}
+
+// unset is the value of a key that can't be written, and says why.
+type unset string
+
+// writeSetting writes one key: a value that TOML has, a table of strings, or an unset.
+func writeSetting(b *strings.Builder, name string, value any) {
+	switch v := value.(type) {
+	case unset:
+		fmt.Fprintf(b, "# %s: none, %s\n", name, string(v))
+		return
+	case map[string]string:
+		if len(v) == 0 {
+			value = map[string]any{}
+			break
+		}
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			writeSetting(b, toml.Key{name, k}.String(), v[k])
+		}
+		return
+	}
+	fmt.Fprintf(b, "%-15s = %s\n", name, tomlValue(value))
+}
+
+// tomlValue is v as TOML writes it, with the dollars that Load undoes.
+func tomlValue(v any) string {
+	switch v := v.(type) {
+	case string:
+		// The library's quoting: strconv's has escapes that TOML has not.
+		line, err := toml.Marshal(map[string]string{"v": strings.ReplaceAll(v, "$", "$$")})
+		if err != nil {
+			panic("bug: a string that TOML can't hold: " + err.Error()) // Load has read it from TOML
+		}
+		return strings.TrimSuffix(strings.TrimPrefix(string(line), "v = "), "\n")
+	case []string:
+		list := make([]string, len(v))
+		for i, s := range v {
+			list[i] = tomlValue(s)
+		}
+		return "[" + strings.Join(list, ", ") + "]"
+	case map[string]any:
+		return "{}"
+	}
+	return fmt.Sprint(v) // a number or a boolean
+}
+
+// supervisorShown has every key of supervisorSettings, the other way round.
+var supervisorShown = map[string]func(*Supervisor) any{
+	"runtime_dir": func(s *Supervisor) any { return s.RuntimeDir },
+	"include":     func(*Supervisor) any { return []string{} },
+	"log_level":   func(s *Supervisor) any { return strings.ToLower(s.LogLevel.String()) },
+	"log_format":  func(s *Supervisor) any { return s.LogFormat },
+	"log":         func(s *Supervisor) any { return s.Log },
+	"user":        func(s *Supervisor) any { return s.User },
+	"procs":       func(s *Supervisor) any { return s.Procs },
+}
+
+const (
+	besideWSGI    = unset("the pool hosts wsgi")
+	besideCommand = unset("the pool runs a command")
+)
+
+// poolShown has every key of poolSettings, the other way round.
+var poolShown = map[string]func(*machine, *PoolConfig) any{
+	"listen": func(_ *machine, p *PoolConfig) any {
+		return texts(p.Listen, Address.String)
+	},
+	"listen_mode":    func(_ *machine, p *PoolConfig) any { return octal(p.ListenMode) },
+	"listen_owner":   func(m *machine, p *PoolConfig) any { return m.userOf(p.ListenOwner) },
+	"listen_group":   func(m *machine, p *PoolConfig) any { return m.groupOf(p.ListenGroup, strconv.Itoa(p.ListenGroup)) },
+	"listen_backlog": func(_ *machine, p *PoolConfig) any { return p.ListenBacklog },
+	"allowed_clients": func(_ *machine, p *PoolConfig) any {
+		if len(p.AllowedClients) == 0 {
+			return unset("whoever reaches the address may connect")
+		}
+		return texts(p.AllowedClients, netip.Prefix.String)
+	},
+	"wsgi": func(_ *machine, p *PoolConfig) any {
+		if p.WSGI == "" {
+			return besideCommand
+		}
+		return p.WSGI
+	},
+	"command": func(_ *machine, p *PoolConfig) any {
+		if p.WSGI != "" {
+			return besideWSGI
+		}
+		return p.Command
+	},
+	"directory": func(_ *machine, p *PoolConfig) any { return p.Directory },
+	"python": func(_ *machine, p *PoolConfig) any {
+		if p.WSGI == "" {
+			return besideCommand
+		}
+		return p.Python
+	},
+	"python_path": func(_ *machine, p *PoolConfig) any {
+		if p.WSGI == "" {
+			return besideCommand
+		}
+		return p.PythonPath
+	},
+	"user": func(_ *machine, p *PoolConfig) any {
+		if p.Cred == nil {
+			return ""
+		}
+		return p.Cred.Name
+	},
+	"group": func(m *machine, p *PoolConfig) any {
+		if p.Cred == nil {
+			return ""
+		}
+		// A group without an entry can't have been asked for: it is the user's own.
+		return m.groupOf(int(p.Cred.GID), "")
+	},
+	"umask": func(_ *machine, p *PoolConfig) any { return octal(os.FileMode(p.Umask)) },
+	"env": func(_ *machine, p *PoolConfig) any {
+		env := map[string]string{}
+		for name, value := range p.Env {
+			if name != "PATH" {
+				value = masked
+			}
+			env[name] = value
+		}
+		return env
+	},
+	"clear_env":       func(_ *machine, p *PoolConfig) any { return p.ClearEnv },
+	"pm":              func(*machine, *PoolConfig) any { return "static" },
+	"workers":         func(_ *machine, p *PoolConfig) any { return p.Workers },
+	"threads":         func(_ *machine, p *PoolConfig) any { return p.Threads },
+	"script_name":     func(_ *machine, p *PoolConfig) any { return p.ScriptName },
+	"debug":           func(_ *machine, p *PoolConfig) any { return p.Debug },
+	"allow_root":      func(_ *machine, p *PoolConfig) any { return p.AllowRoot },
+	"start_timeout":   func(_ *machine, p *PoolConfig) any { return p.StartTimeout.String() },
+	"stop_timeout":    func(_ *machine, p *PoolConfig) any { return p.StopTimeout.String() },
+	"drain_timeout":   func(_ *machine, p *PoolConfig) any { return p.DrainTimeout.String() },
+	"request_timeout": func(_ *machine, p *PoolConfig) any { return p.RequestTimeout.String() },
+	"client_timeout":  func(_ *machine, p *PoolConfig) any { return p.ClientTimeout.String() },
+	"max_connections": func(_ *machine, p *PoolConfig) any { return p.MaxConnections },
+	"queue_size":      func(_ *machine, p *PoolConfig) any { return p.QueueSize },
+	"queue_timeout":   func(_ *machine, p *PoolConfig) any { return p.QueueTimeout.String() },
+	"access_log":      func(_ *machine, p *PoolConfig) any { return p.AccessLog },
+	"buffer_response": func(_ *machine, p *PoolConfig) any { return sizeOf(p.BufferResponse) },
+	"max_environ":     func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxEnviron) },
+}
+
+// sizeOf is n as parseSize reads it, or a number where it has no unit.
+func sizeOf(n int64) any {
+	if n == 0 || n%units[0].bytes != 0 {
+		return n
+	}
+	return formatSize(n)
+}
+
+func octal(mode os.FileMode) string { return fmt.Sprintf("%04o", mode) }
+
+func texts[T any](list []T, text func(T) string) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = text(v)
+	}
+	return out
+}
+
+// userOf names a user; -1: "". One without an entry is his number.
+func (m *machine) userOf(uid int) string {
+	if uid < 0 {
+		return ""
+	}
+	if u, err := m.userID(strconv.Itoa(uid)); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(uid)
+}
+
+// groupOf is userOf for a group, and gives unknown for one without an entry.
+func (m *machine) groupOf(gid int, unknown string) string {
+	if gid < 0 {
+		return ""
+	}
+	if g, err := m.groupID(strconv.Itoa(gid)); err == nil {
+		return g.Name
+	}
+	return unknown
+}
