@@ -17,6 +17,14 @@ type Config struct {
 	Files      []string // what was read, in that order: Path, then what it includes
 	Supervisor Supervisor
 	Pools      []*PoolConfig // sorted by name, at least one
+
+	places map[string]position // of pools' tables and keys, such as pool.blog.workers
+}
+
+// A position is where something stands.
+type position struct {
+	file string
+	line int
 }
 
 // Supervisor is the [supervisor] table.
@@ -171,7 +179,7 @@ func (p *PoolConfig) Environ(base []string) []string {
 func supervisorsOwn(name string) bool {
 	switch name {
 	case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
-		"MAINPID", "INVOCATION_ID", "JOURNAL_STREAM":
+		"MAINPID", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID":
 		return true
 	}
 	return strings.HasPrefix(name, "FPMD_")

@@ -121,8 +121,13 @@ func load(path string, m machine) (*Config, error) {
 	if len(l.errs) > 0 {
 		return nil, l.sorted()
 	}
+	l.cfg.places = map[string]position{}
 	for _, d := range l.pools {
 		l.cfg.Pools = append(l.cfg.Pools, &d.PoolConfig)
+		l.cfg.places[d.key.String()] = position{d.doc.path, d.doc.line(d.key)}
+		for _, v := range d.given {
+			l.cfg.places[v.key.String()] = position{d.doc.path, d.doc.line(v.key)}
+		}
 	}
 	slices.SortFunc(l.cfg.Pools, func(a, b *PoolConfig) int { return strings.Compare(a.Name, b.Name) })
 	return l.cfg, nil

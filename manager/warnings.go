@@ -3,39 +3,258 @@ package manager
 import (
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
+	"path/filepath"
+	"slices"
+	"time"
 )
 
-// Warnings says what is allowed and will hurt all the same, pool by pool, each
-// with what would do.
+// DefaultPath is where a configuration is that is not named, and what the unit
+// fpmd.service serves.
+const DefaultPath = "/etc/fpmd/fpmd.toml"
+
+// Warnings says what is allowed and will hurt all the same: file and line, the
+// key to blame, its value, and what would do. It looks at this machine, and asks systemd of the unit that
+// fpmd is; of one that is installed, when the configuration is that one's.
 func (c *Config) Warnings() []string {
-	somaxconn := 0 // not known
-	if b, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err == nil {
-		somaxconn, _ = strconv.Atoi(strings.TrimSpace(string(b))) // else it stays unknown
-	}
-	return c.warnings(os.Geteuid(), somaxconn)
+	return texts(c.warnings(thisFacts(c.Path)), ConfigError.Error)
 }
 
-// warnings is Warnings on a machine where net.core.somaxconn is known, unless it is 0.
-func (c *Config) warnings(euid, somaxconn int) (ws []string) {
-	warn := func(p *PoolConfig, format string, args ...any) {
-		ws = append(ws, "pool "+p.Name+": "+fmt.Sprintf(format, args...))
-	}
+// warnings is Warnings where f is known.
+func (c *Config) warnings(f facts) []ConfigError {
+	w := &warner{cfg: c, facts: f}
 	for _, p := range c.Pools {
-		if somaxconn > 0 && p.ListenBacklog > somaxconn {
-			warn(p, "listen_backlog = %d, but the kernel takes no more than net.core.somaxconn = %d: raise that with sysctl", p.ListenBacklog, somaxconn)
+		w.sockets(p)
+		w.times(p)
+	}
+	w.descriptors()
+	w.memory()
+	w.processes()
+	return w.list
+}
+
+// A warner collects warnings, a rule to a method.
+type warner struct {
+	facts
+	cfg  *Config
+	list []ConfigError
+}
+
+// warn blames a key of a pool, or the pool's table where that leaves it at its default.
+func (w *warner) warn(p *PoolConfig, key string, value any, format string, args ...any) {
+	table := "pool." + p.Name
+	at, ok := w.cfg.places[table+"."+key]
+	if !ok {
+		at = w.cfg.places[table]
+	}
+	w.list = append(w.list, ConfigError{
+		File: at.file, Line: at.line, Key: table + "." + key, Value: literal(value), Want: fmt.Sprintf(format, args...),
+	})
+}
+
+// sockets warns of Unix sockets that the web server does not get to, and of a
+// backlog that the kernel cuts.
+func (w *warner) sockets(p *PoolConfig) {
+	if w.somaxconn > 0 && p.ListenBacklog > w.somaxconn {
+		w.warn(p, "listen_backlog", p.ListenBacklog, "the kernel takes no more than net.core.somaxconn = %d: sysctl -w net.core.somaxconn=%d, or want less", w.somaxconn, p.ListenBacklog)
+	}
+	if w.euid >= firstLogin { // somebody's own fpmd has his own web server before it
+		return
+	}
+	for _, a := range p.Listen {
+		if a.Network != "unix" {
+			continue
 		}
-		unix := false
-		for _, a := range p.Listen {
-			unix = unix || a.Network == "unix"
-		}
-		if unix && euid == 0 && p.ListenOwner < 0 && p.ListenGroup < 0 && p.ListenMode&0o006 != 0o006 {
-			warn(p, "only root can connect to its socket: set listen_group to the web server's group, such as \"www-data\"")
-		}
-		if p.DrainTimeout < p.RequestTimeout {
-			warn(p, "drain_timeout = %v is less than request_timeout = %v: a stop or a reload cuts requests that had time left", p.DrainTimeout, p.RequestTimeout)
+		switch key, why, value := w.barred(p, a.Address); {
+		case key != "":
+			w.warn(p, key, value, "%s", why)
+		case len(w.webUsers) == 0 && w.euid == 0 && p.ListenOwner < 0 && p.ListenGroup < 0 && p.ListenMode&0o006 != 0o006:
+			w.warn(p, "listen_group", "", "only root can connect to %s: want the web server's group, such as \"www-data\"", a.Address)
 		}
 	}
-	return ws
+}
+
+// firstLogin is the first number that a system gives to a person.
+const firstLogin = 1000
+
+// barred says what keeps the web server from the socket at path: the key to
+// blame, its value, and why. It is no answer when there is no user that a web server usually
+// has, or one of several gets there.
+func (w *warner) barred(p *PoolConfig, path string) (key, why string, value any) {
+	owner, group := p.ListenOwner, p.ListenGroup
+	if owner < 0 {
+		owner = w.euid
+	}
+	if group < 0 {
+		group = w.egid
+	}
+	for i, u := range w.webUsers {
+		k, reason, v := "", "", any(nil)
+		if dir := w.closed(u, path); dir != "" {
+			k, v = "listen", path
+			reason = fmt.Sprintf("it can't enter %s: chmod o+x %s, or want a socket in another folder", dir, dir)
+		} else if !u.may(owner, group, p.ListenMode, 0o2) {
+			k, v = "listen_group", p.ListenGroup
+			if p.ListenGroup < 0 {
+				v = ""
+			}
+			reason = fmt.Sprintf("want listen_group = %q", u.group)
+			if slices.Contains(u.Groups, uint32(group)) || int(u.UID) == owner {
+				k, v = "listen_mode", octal(p.ListenMode)
+				reason = "want listen_mode = \"0660\""
+			}
+		}
+		if k == "" {
+			return "", "", nil
+		}
+		if i == 0 {
+			key, value = k, v
+			why = fmt.Sprintf("%s, who the web server usually is, can't connect to %s: %s", u.Name, path, reason)
+		}
+	}
+	return key, why, value
+}
+
+// closed is the first folder on the way to path that u can't enter; "": none. Folders that
+// are not there yet are fpmd's or systemd's to make, and open.
+func (w *warner) closed(u webUser, path string) string {
+	var dirs []string
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		dirs = append(dirs, dir)
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	for _, dir := range slices.Backward(dirs) {
+		if st, err := w.stat(dir); err == nil && !u.may(st.uid, st.gid, st.mode, 0o1) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// A webUser is one that a web server's package makes.
+type webUser struct {
+	Credential
+	group string // name of its group
+}
+
+// may reports whether the file's permissions give u what bit means, which is
+// the others' bit.
+func (u webUser) may(uid, gid int, mode, bit os.FileMode) bool {
+	switch {
+	case int(u.UID) == uid:
+		bit <<= 6
+	case slices.Contains(u.Groups, uint32(gid)):
+		bit <<= 3
+	}
+	return mode&bit != 0
+}
+
+// times warns of ends that come before what they should wait for.
+func (w *warner) times(p *PoolConfig) {
+	if p.DrainTimeout < p.RequestTimeout {
+		w.warn(p, "drain_timeout", p.DrainTimeout, "less than request_timeout = %v: a stop or a reload cuts requests that had time left: want %v or more", p.RequestTimeout, p.RequestTimeout)
+	}
+	if need := p.DrainTimeout + p.StopTimeout; w.unit.stop > 0 && w.unit.stop < need {
+		w.warn(p, "drain_timeout", p.DrainTimeout, "with stop_timeout = %v it is %v, but %s has TimeoutStopSec=%v, when systemd kills what still answers: want TimeoutStopSec=%d there (systemctl edit), or less here",
+			p.StopTimeout, need, w.unit.name, w.unit.stop, int((need + 10*time.Second).Seconds()))
+	}
+}
+
+const (
+	// descriptorsOfFpmd is what it has open besides what pools take: standard
+	// streams, logs, the lock, the host's archive, the poller.
+	descriptorsOfFpmd = 64
+	// descriptorsOfWorker is what ARCHITECTURE.md counts, without its slots.
+	descriptorsOfWorker = 6
+	// slotsOfCommand is taken for a program that decides by itself.
+	slotsOfCommand = 32
+)
+
+// slots is how many exchanges at once a worker of p takes, as far as that is known.
+func (p *PoolConfig) slots() int {
+	switch {
+	case p.WSGI != "":
+		return 1
+	case p.Threads == 0:
+		return slotsOfCommand
+	}
+	return p.Threads
+}
+
+// descriptors warns when the limit can't hold what the configuration allows: a
+// crowd at one pool, full queues at the others, and each worker twice, as in a reload.
+func (w *warner) descriptors() {
+	var most *PoolConfig
+	crowd, others, workers := 0, 0, 0
+	for _, p := range w.cfg.Pools {
+		conns := p.MaxConnections * len(p.Listen)
+		asking := min(p.QueueSize+p.Workers*p.slots(), conns)
+		if most == nil || conns-asking > crowd {
+			most, crowd = p, conns-asking
+		}
+		others += asking
+		workers += 2 * p.Workers * (descriptorsOfWorker + p.slots())
+	}
+	need := descriptorsOfFpmd + others + crowd + workers
+	if w.nofile > 0 && need > w.nofile {
+		w.warn(most, "max_connections", most.MaxConnections, "RLIMIT_NOFILE allows %d descriptors, and %d may be needed: %d for so many connections here and the requests of the other pools, %d for the workers while a reload has them twice: want LimitNOFILE=%d in the unit (ulimit -Hn in a shell), or less here",
+			w.nofile, need, others+crowd, workers, need)
+	}
+}
+
+// What a worker takes at the very least, in bytes that it shares with nobody: a
+// hello was measured, at 6.7 MiB in Python 3.11 and 1.1 MiB in Go.
+const (
+	memoryOfWSGI    = 6 << 20
+	memoryOfCommand = 1 << 20
+	memoryOfSlot    = 64 << 10 // of an exchange under way, with its buffers
+)
+
+// memory warns when the workers can't fit, however small the applications are.
+func (w *warner) memory() {
+	var most *PoolConfig
+	var need, top int64
+	workers := 0
+	for _, p := range w.cfg.Pools {
+		each := int64(memoryOfCommand)
+		if p.WSGI != "" {
+			each = memoryOfWSGI
+		}
+		n := int64(p.Workers) * (each + int64(p.slots())*memoryOfSlot)
+		if need, workers = need+n, workers+p.Workers; n > top {
+			most, top = p, n
+		}
+	}
+	if w.bytes > 0 && need > w.bytes {
+		w.warn(most, "workers", most.Workers, "%d workers in all pools take %d MiB or more, a hello each, and %s is %d MiB: want fewer",
+			workers, need>>20, w.bytesOf, w.bytes>>20)
+	}
+}
+
+// processes warns when a user may not have as many processes as there are
+// workers of his while a reload has them twice. Root may.
+func (w *warner) processes() {
+	workers := map[uint32]int{}
+	most := map[uint32]*PoolConfig{}
+	for _, p := range w.cfg.Pools {
+		uid := uint32(w.euid)
+		if p.Cred != nil {
+			uid = p.Cred.UID
+		}
+		workers[uid] += p.Workers
+		if m := most[uid]; m == nil || p.Workers > m.Workers {
+			most[uid] = p
+		}
+	}
+	for _, p := range w.cfg.Pools {
+		uid := uint32(w.euid)
+		if p.Cred != nil {
+			uid = p.Cred.UID
+		}
+		if n := 2 * workers[uid]; w.nproc > 0 && uid != 0 && most[uid] == p && n > w.nproc {
+			w.warn(p, "workers", p.Workers, "RLIMIT_NPROC allows %s %d processes, and a reload of the %d workers takes %d: want LimitNPROC=%d or more in the unit (ulimit -u in a shell), or fewer",
+				userName(p.Cred), w.nproc, workers[uid], n, 2*n)
+		}
+	}
 }

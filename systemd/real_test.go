@@ -238,3 +238,19 @@ func TestUnitStaysDownWithAWrongConfiguration(t *testing.T) {
 		t.Errorf("the journal does not name the wrong key:\n%s", log)
 	}
 }
+
+// A unit that stops waiting before the configuration does is warned of, with
+// the unit's figure: in the journal, and by check from a shell.
+func TestUnitThatWaitsTooShort(t *testing.T) {
+	b := boot(t, pidPool+"listen_group = \"www-data\"\ndrain_timeout = \"120s\"\n")
+	b.run("systemctl", "start", "fpmd")
+	want := "pool.pid.drain_timeout: 2m0s: with stop_timeout = 5s it is 2m5s, but fpmd.service has TimeoutStopSec=1m30s"
+	for what, text := range map[string]string{
+		"the journal": b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"),
+		"check":       b.run(program, "check"),
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s has no %q:\n%s", what, want, text)
+		}
+	}
+}

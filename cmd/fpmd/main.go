@@ -32,7 +32,7 @@ const (
 	exitConfig      = 78
 )
 
-const defaultConfig = "/etc/fpmd/fpmd.toml"
+const defaultConfig = manager.DefaultPath
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "exec-worker" {
