@@ -94,7 +94,7 @@ func (r *recipe) exec() error {
 	if _, serr := os.Stat(path); errors.Is(err, unix.ENOENT) && serr == nil {
 		return fmt.Errorf("exec %s as %s: %w: the file is there, the interpreter that it names is not", path, who, err)
 	}
-	return fmt.Errorf("exec %s as %s: %w", path, who, err)
+	return fmt.Errorf("exec %s as %s: %w", path, who, explainLimit(err, who))
 }
 
 // armLifeline makes the kernel kill this process group when the last write end

@@ -134,7 +134,11 @@ func start(ctx context.Context, l launch) (*process, error) {
 	if cause := p.whyNotReady(ctx, err); cause != nil {
 		p.kill()
 		<-p.gone
-		return nil, &startError{launch: l.String(), cause: errors.Join(cause, p.page.Close()), lines: p.tail()}
+		lines := p.tail()
+		if p.lackedThreads() { // they are of no use to an operator, and the cause has said it
+			lines = []string{p.output.first()}
+		}
+		return nil, &startError{launch: l.String(), cause: errors.Join(cause, p.page.Close()), lines: lines}
 	}
 	p.handshake.Close()
 	return p, nil
@@ -159,13 +163,25 @@ func (p *process) whyNotReady(ctx context.Context, err error) error {
 		if said := p.refusal.String(); said != "" {
 			return errors.New(said)
 		}
-		return fmt.Errorf("%v before it was ready", p.status)
+		err := fmt.Errorf("%v before it was ready", p.status)
+		if p.lackedThreads() {
+			err = fmt.Errorf("%w: %w", err, explainLimit(unix.EAGAIN, userName(p.launch.cred)))
+		}
+		return err
 	default:
 	}
 	if p.handshake.over() {
 		return errors.New("closed its handshake descriptor without a line")
 	}
 	return fmt.Errorf("not ready within start_timeout = %v", p.launch.startTimeout)
+}
+
+// lackedThreads reports whether the process ended because a Go runtime, that of
+// exec-worker first of all, could not make a thread. It can't be caught, only
+// read: it is the first of pages of traces.
+func (p *process) lackedThreads() bool {
+	first := p.output.first()
+	return strings.Contains(first, "failed to create new OS thread") || strings.Contains(first, "pthread_create failed")
 }
 
 // A startError says why a worker did not become ready, with what it printed.

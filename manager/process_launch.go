@@ -126,7 +126,7 @@ func (l launch) run(env []string) (_ *process, err error) {
 	// The running binary, whatever has become of its file.
 	p.pid, err = ourChildren.fork("/proc/self/exe", []string{"fpmd", "exec-worker"}, attr)
 	if err != nil {
-		return nil, fmt.Errorf("start fpmd exec-worker: %w", err)
+		return nil, fmt.Errorf("start fpmd exec-worker: %w", explainLimit(err, userName(nil)))
 	}
 	if pidfd < 0 {
 		_ = unix.Kill(-p.pid, unix.SIGKILL)
@@ -143,6 +143,19 @@ func (l launch) run(env []string) (_ *process, err error) {
 	p.output = readOutput(l.logger.With("worker", l.id, "pid", p.pid), stdout, stderr)
 	go p.watch() // until the process has ended
 	return p, nil
+}
+
+// explainLimit says which limit it is that gives EAGAIN to a fork or an exec of who.
+func explainLimit(err error, who string) error {
+	if !errors.Is(err, unix.EAGAIN) {
+		return err
+	}
+	var r unix.Rlimit
+	limit := "RLIMIT_NPROC"
+	if unix.Getrlimit(unix.RLIMIT_NPROC, &r) == nil && r.Cur != unix.RLIM_INFINITY {
+		limit += fmt.Sprintf(" = %d", r.Cur)
+	}
+	return fmt.Errorf("%w: %s can have no more processes: %s (LimitNPROC= in the unit, ulimit -u) or pids.max of the control group (TasksMax=) is reached: raise it, or want fewer workers", err, who, limit)
 }
 
 // recipe writes what exec-worker has to do into a memfd.

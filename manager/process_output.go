@@ -29,7 +29,8 @@ type output struct {
 	streams []*os.File
 	readers sync.WaitGroup // one for each stream
 
-	mu   sync.Mutex // guards last and size
+	mu   sync.Mutex // guards what follows
+	top  string     // the first line
 	last []string
 	size int
 }
@@ -79,12 +80,21 @@ func (o *output) add(line string) {
 	line = line[:min(len(line), tailBytes)]
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.top == "" {
+		o.top = line
+	}
 	o.last = append(o.last, line)
 	o.size += len(line)
 	for len(o.last) > tailLines || o.size > tailBytes {
 		o.size -= len(o.last[0])
 		o.last = o.last[1:]
 	}
+}
+
+func (o *output) first() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.top
 }
 
 func (o *output) tail() []string {

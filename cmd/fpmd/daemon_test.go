@@ -165,6 +165,14 @@ func launchBinary(t *testing.T, binary, dir, config string, args ...string) *pro
 	write(t, path, config)
 	d.cmd = exec.Command(binary, append([]string{"serve", "-c", path}, args...)...)
 	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+	d.start()
+	return d
+}
+
+// start starts d.cmd, and sees to its end when the test is over.
+func (d *process) start() {
+	d.t.Helper()
+	t := d.t
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -188,7 +196,6 @@ func launchBinary(t *testing.T, binary, dir, config string, args ...string) *pro
 			t.Errorf("fpmd's log:\n%s", log)
 		}
 	})
-	return d
 }
 
 func (d *process) sock() string { return filepath.Join(d.dir, "app.sock") }
