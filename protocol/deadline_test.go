@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,5 +38,21 @@ func TestDeadlineDoesNotUndoAnEnd(t *testing.T) {
 				s.Close()
 			}
 		})
+	}
+}
+
+// A deadline is one of the monotonic clock from one end to the other: no step of
+// the wall clock moves it.
+func TestDeadlineIsMonotonic(t *testing.T) {
+	s, _ := pair(t)
+	for _, want := range []time.Time{time.Now().Add(time.Minute), time.Now().Add(-time.Minute)} {
+		s.SetDeadline(want)
+		if got := s.until(); !got.Equal(want) || !strings.Contains(got.String(), " m=") {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+	s.SetDeadline(time.Time{})
+	if got := s.until(); !got.IsZero() {
+		t.Errorf("%v, want none", got)
 	}
 }

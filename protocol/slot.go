@@ -147,7 +147,7 @@ type Slot struct {
 	got   int
 	err   error
 
-	deadline atomic.Int64 // in ns since 1970; 0: none
+	deadline atomic.Int64 // in ns after epoch; 0: none
 
 	rest     int // of the current frame's content, still to come
 	restLast bool
@@ -353,11 +353,7 @@ func (s *Slot) Flush() error {
 	if !s.unsent() {
 		return nil
 	}
-	var deadline time.Time
-	if ns := s.deadline.Load(); ns != 0 {
-		deadline = time.Unix(0, ns)
-	}
-	s.nc.SetWriteDeadline(deadline)
+	s.nc.SetWriteDeadline(s.until())
 	if s.aborted.Load() || s.lost.Load() { // before that line, and undone by it
 		return s.ended(os.ErrDeadlineExceeded)
 	}
@@ -391,12 +387,24 @@ func (s *Slot) SetDeadline(t time.Time) {
 	if t.IsZero() {
 		s.deadline.Store(0)
 	} else {
-		s.deadline.Store(t.UnixNano())
+		s.deadline.Store(int64(t.Sub(epoch)))
 	}
 	s.nc.SetReadDeadline(t)
 	if s.aborted.Load() || s.lost.Load() && !s.salvage {
 		s.poke()
 	}
+}
+
+// epoch is what deadlines are counted from. A number of the wall clock's would
+// move when that is set: a step forward would cut every exchange.
+var epoch = time.Now()
+
+// until is what SetDeadline was told; zero: never.
+func (s *Slot) until() time.Time {
+	if ns := s.deadline.Load(); ns != 0 {
+		return epoch.Add(time.Duration(ns))
+	}
+	return time.Time{}
 }
 
 // transfer runs inside RawConn.Read: it writes the request, waits, and reads,
