@@ -141,6 +141,56 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// A line that was cut is ended before the next one; whole lines are not.
+func TestLogGoesOnWithAWholeLine(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	stderr := os.Stderr
+	os.Stderr = w
+	defer func() { os.Stderr = stderr }()
+
+	disk := &smallDisk{room: 10}
+	f := &lineFile{name: "/var/log/x", w: disk}
+	for _, line := range []string{"one\n", "two\n", "three\n", "four\n"} { // of "three" there is room for "th"
+		f.Write([]byte(line))
+	}
+	disk.room = 9
+	f.Write([]byte("five\n"))
+	f.Write([]byte("sixth\n")) // for three of it, after five and the end of "th"
+	disk.room = 100
+	f.Write([]byte("7\n"))
+	f.Write([]byte("8\n"))
+	if got, want := disk.String(), "one\ntwo\nth\nfive\nsix\n7\n8\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	w.Close()
+	said, _ := io.ReadAll(r)
+	for _, want := range []string{"/var/log/x is written again, 2 lines were lost\n", "/var/log/x is written again, 1 lines were lost\n"} {
+		if strings.Count(string(said), want) != 1 {
+			t.Errorf("said %q, want %q once", said, want)
+		}
+	}
+}
+
+// A smallDisk has room for so many bytes.
+type smallDisk struct {
+	strings.Builder
+	room int
+}
+
+func (d *smallDisk) Write(b []byte) (int, error) {
+	n := min(len(b), d.room)
+	d.room -= n
+	d.Builder.Write(b[:n])
+	if n < len(b) {
+		return n, unix.ENOSPC
+	}
+	return n, nil
+}
+
 // Lines of an access log wait for others, but not for long, and not when there are many; a
 // line of the log takes them along, so that all stay in order.
 func TestAccessLogLinesAreKeptForAMoment(t *testing.T) {

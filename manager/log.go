@@ -1,8 +1,10 @@
 package manager
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -26,7 +28,7 @@ const flushAfter = 100 * time.Millisecond
 func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 	ls := &Logs{files: make(map[string]*lineFile)}
 	if s.Log == "" {
-		ls.main = &lineFile{w: stderr, terminal: isTerminal(stderr)}
+		ls.main = &lineFile{name: "standard error", w: stderr, terminal: isTerminal(stderr)}
 		ls.files[""] = ls.main
 	} else {
 		f, err := ls.open(s.Log)
@@ -60,7 +62,7 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	lf := &lineFile{w: f, c: f}
+	lf := &lineFile{name: path, w: f, c: f}
 	ls.files[path] = lf
 	return lf, nil
 }
@@ -79,6 +81,7 @@ func (ls *Logs) Close() error {
 // A lineFile takes whole lines. Those of access logs it keeps for a moment, to
 // write many at once; any other line takes those before it along.
 type lineFile struct {
+	name     string
 	w        io.Writer
 	c        io.Closer // nil: not ours to close
 	terminal bool
@@ -87,6 +90,8 @@ type lineFile struct {
 	kept    []byte
 	flusher *time.Timer
 	failed  bool // the last write failed, and was complained of
+	lost    int  // lines, since then
+	torn    bool // what was written last is not the end of a line
 }
 
 const keptLines = 64 << 10
@@ -134,11 +139,26 @@ func (f *lineFile) flushLocked() error {
 }
 
 // writeLocked writes whole lines. The lock is held over it, so that lines stay in
-// order; a log that can't be written loses lines rather than requests.
+// order; a log that can't be written loses lines rather than requests. A line that was
+// cut, as on a full disk, is ended first, lest the next one is lost with it.
 func (f *lineFile) writeLocked(lines []byte) error {
-	_, err := f.w.Write(lines)
-	if err != nil && !f.failed {
-		os.Stderr.WriteString("fpmd: write the log: " + err.Error() + ": lines are lost until it works again\n")
+	end := 0 // of what ends the line before
+	if f.torn {
+		lines, end = append([]byte{'\n'}, lines...), 1
+	}
+	n, err := f.w.Write(lines)
+	if n > 0 {
+		f.torn = lines[n-1] != '\n'
+	}
+	switch {
+	case err != nil:
+		f.lost += bytes.Count(lines[max(n, end):], []byte{'\n'})
+		if !f.failed {
+			os.Stderr.WriteString("fpmd: write the log: " + err.Error() + ": lines are lost until it works again\n")
+		}
+	case f.failed:
+		fmt.Fprintf(os.Stderr, "fpmd: write the log: %s is written again, %d lines were lost\n", f.name, f.lost)
+		f.lost = 0
 	}
 	f.failed = err != nil
 	return err

@@ -221,12 +221,12 @@ func sampleOf(t *testing.T, table string) map[string]string {
 }
 
 // Every bound that docs/limits.md names has the default of its key, and tests
-// that exist.
+// that exist; so has every fault.
 func TestLimits(t *testing.T) {
 	sample := sampleOf(t, "pool")
 	test := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
 	tests := map[string]bool{}
-	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd"} {
+	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd", "test"} {
 		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("tests of %s: %v", dir, err)
@@ -238,6 +238,13 @@ func TestLimits(t *testing.T) {
 			}
 			for _, m := range test.FindAllStringSubmatch(string(b), -1) {
 				tests[m[1]] = true
+			}
+		}
+	}
+	for _, row := range table(t, "docs/limits.md", "fault") {
+		for _, name := range strings.Split(row[3], ", ") {
+			if !tests[name] {
+				t.Errorf("%s: there is no %s", row[0], name)
 			}
 		}
 	}

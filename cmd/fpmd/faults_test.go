@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// plainUser is a number that nobody has.
-const plainUser = 61718
+// plainUser is a number that nobody has, and no other run of the tests: the
+// kernel counts his processes.
+var plainUser = 61000 + os.Getpid()%1000
 
 // Without processes left fpmd says so, with the limit's name, and lives: the workers
 // that there are go on, and when it may have more, those that died are replaced.
@@ -123,6 +125,7 @@ func limitProcesses(d *process, limit int) (had int) {
 	return had
 }
 
+// plainUID is who asPlain starts processes as.
 func plainUID() int {
 	if os.Getuid() != 0 {
 		return os.Getuid()
@@ -135,7 +138,7 @@ func asPlain() *syscall.SysProcAttr {
 	if os.Getuid() != 0 {
 		return nil
 	}
-	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: plainUser, Gid: plainUser}}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(plainUser), Gid: uint32(plainUser)}}
 }
 
 // servePlain is serve of a WSGI pool by a user that is not root, and has no
@@ -164,4 +167,215 @@ func servePlain(t *testing.T, dir, more string) *process {
 	d.start()
 	d.waitLog("every pool is ready")
 	return d
+}
+
+// serveIn is serve in mounts of its own, which setup, a line of shell, makes.
+func serveIn(t *testing.T, setup, dir, config string) *process {
+	t.Helper()
+	d := launchIn(t, setup, dir, config)
+	d.waitLog("every pool is ready")
+	return d
+}
+
+// launchIn is serveIn that does not wait.
+func launchIn(t *testing.T, setup, dir, config string) *process {
+	t.Helper()
+	needRoot(t, "mounts")
+	d := &process{t: t, dir: dir, exited: make(chan struct{})}
+	path := filepath.Join(dir, "fpmd.toml")
+	write(t, path, config)
+	d.cmd = exec.Command("unshare", "--mount", "--propagation", "private",
+		"sh", "-ec", setup+`; exec "$0" serve -c "$1"`, os.Args[0], path)
+	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+	d.start()
+	return d
+}
+
+// inside is path as d sees it, in its own mounts.
+func (d *process) inside(path string) string {
+	return fmt.Sprintf("/proc/%d/root%s", d.cmd.Process.Pid, path)
+}
+
+// fill leaves no room in dir, for content or for files, and returns what makes it again.
+func fill(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	var names []string
+	for {
+		name := filepath.Join(dir, fmt.Sprintf("fill.%d", len(names)))
+		f, err := os.Create(name)
+		if errors.Is(err, unix.ENOSPC) && len(names) > 0 {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+		for err == nil {
+			_, err = f.Write(make([]byte, 512))
+		}
+		f.Close()
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		for _, name := range names {
+			if err := os.Remove(name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// With runtime_dir full no further worker starts, and a reload that wants some says
+// so; those that there are go on, and one that dies is replaced, for it leaves
+// its room. When there is more again, so there is for a reload.
+func TestRuntimeDirFull(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	run := filepath.Join(dir, "run")
+	d := serveIn(t, "mkdir "+run+"; mount -t tmpfs -o size=32k,nr_inodes=16,mode=755 tmpfs "+run, dir, wsgiPool(dir, "workers = 2"))
+	d.waitLogTimes("msg=\"worker ready\"", 2)
+	free := fill(t, d.inside(run))
+	d.signal(syscall.SIGHUP)
+	d.waitLog("the new workers did not come up, the old ones go on serving: ")
+	if !strings.Contains(d.log.String(), "no space left on device") {
+		t.Error("the log does not say why")
+	}
+	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
+	d.waitLogTimes("msg=\"worker ready\"", 3)
+	for range 20 {
+		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
+			t.Fatalf("meanwhile: %q, %v", answer, err)
+		}
+	}
+	free()
+	d.signal(syscall.SIGHUP)
+	d.waitLog("msg=reloaded")
+}
+
+// A log that has no room loses lines, which standard error says once, and costs no
+// request; when there is room again, it goes on with a whole line.
+func TestLogFull(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	logs := filepath.Join(dir, "logs")
+	config := strings.Replace(wsgiPool(dir, "workers = 1\naccess_log = \"-\""), "log_level", fmt.Sprintf("log = %q\nlog_level", logs+"/fpmd.log"), 1)
+	d := launchIn(t, "mkdir "+logs+"; mount -t tmpfs -o size=64k,nr_inodes=16,mode=755 tmpfs "+logs, dir, config)
+	log := func() string {
+		b, err := os.ReadFile(d.inside(logs + "/fpmd.log"))
+		if err != nil {
+			return "" // not there yet
+		}
+		return string(b)
+	}
+	ask := func(n int) {
+		t.Helper()
+		for range n {
+			if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
+				t.Fatalf("%q, %v", answer, err)
+			}
+		}
+	}
+	d.wait("a ready pool", func() bool { return strings.Contains(log(), "every pool is ready") })
+	ask(1)
+	d.wait("a line", func() bool { return strings.Count(log(), "msg=request") == 1 })
+	free := fill(t, d.inside(logs))
+	for strings.Count(d.log.String(), "write the log") == 0 {
+		ask(50)
+	}
+	ask(50)
+	free()
+	d.wait("a line", func() bool {
+		before := strings.Count(log(), "msg=request")
+		ask(1)
+		return strings.Count(log(), "msg=request") > before
+	})
+	torn := 0
+	for line := range strings.Lines(log()) {
+		if strings.Count(line, "time=") != 1 {
+			t.Errorf("not a line: %q", line)
+		}
+		if !strings.Contains(line, "msg=") || strings.Contains(line, "msg=request") && !strings.Contains(line, "worker=1\n") {
+			torn++ // where the room ended
+		}
+	}
+	if torn > 1 {
+		t.Errorf("%d lines are cut:\n%s", torn, log())
+	}
+	for _, want := range []string{"lines are lost until it works again", "fpmd.log is written again, "} {
+		if n := strings.Count(d.log.String(), want); n != 1 {
+			t.Errorf("%q %d times on standard error, want once:\n%s", want, n, d.log.String())
+		}
+	}
+}
+
+// A user who is no more keeps a configuration from being read, which the log
+// says; the workers of the old one, and who replaces them, go on under his number.
+func TestUserGone(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	there, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	passwd := filepath.Join(dir, "passwd")
+	setUsers := func(text string) { // in place: the mount is of the file, not of its name
+		t.Helper()
+		if err := os.WriteFile(passwd, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with := string(there) + fmt.Sprintf("fpmd-gone:x:%d:%d::/nonexistent:/bin/false\n", plainUser, plainUser)
+	setUsers(with)
+	config := strings.Replace(wsgiPool(dir, "workers = 1"), "nobody", "fpmd-gone", 1)
+	d := serveIn(t, "mount --bind "+passwd+" /etc/passwd", dir, config)
+	setUsers(string(there))
+	d.signal(syscall.SIGHUP)
+	d.waitLog("the configuration is refused, and the old one stays: " + dir + "/fpmd.toml:8: pool.app.user: \\\"fpmd-gone\\\": no such user")
+	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
+	d.waitLogTimes("msg=\"worker ready\"", 2)
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
+		t.Errorf("meanwhile: %q, %v", answer, err)
+	}
+	for _, pid := range workersOf(d) {
+		fi, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+		if err != nil || int(fi.Sys().(*syscall.Stat_t).Uid) != plainUser {
+			t.Errorf("the new worker: %+v, %v", fi, err)
+		}
+	}
+	setUsers(with)
+	d.signal(syscall.SIGHUP)
+	d.waitLog("msg=reloaded")
+}
+
+// Without its interpreter no worker starts and no reload is taken, which the log
+// says; those that there are go on, and when it is back the pool is whole again.
+func TestInterpreterGone(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	python := filepath.Join(dir, "python")
+	if err := os.Symlink(interpreter, python); err != nil { // as in a virtual environment
+		t.Fatal(err)
+	}
+	d := serve(t, dir, strings.Replace(wsgiPool(dir, "workers = 2"), interpreter, python, 1))
+	d.waitLogTimes("msg=\"worker ready\"", 2)
+	if err := os.Rename(python, python+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
+	d.waitLog("look up " + python + ": ")
+	d.signal(syscall.SIGHUP)
+	d.waitLog("the old one stays: " + dir + "/fpmd.toml:11: pool.app.python: ")
+	for range 20 {
+		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
+			t.Fatalf("meanwhile: %q, %v", answer, err)
+		}
+	}
+	if err := os.Rename(python+".gone", python); err != nil {
+		t.Fatal(err)
+	}
+	d.waitLogTimes("msg=\"worker ready\"", 3)
+	d.signal(syscall.SIGHUP)
+	d.waitLog("msg=reloaded")
 }
