@@ -11,7 +11,7 @@ FUZZTIME  ?= 60s
 SOAK      ?= 20
 GOFMT      = "$$($(GO) env GOROOT)/bin/gofmt"
 
-.PHONY: build demo test test-deps lint fuzz bench soak clean
+.PHONY: build demo test test-deps lint fuzz bench soak clock clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/fpmd ./bench/goapp
@@ -46,6 +46,10 @@ soak: test-deps
 	FPMD_STORM=30s FPMD_MUTATIONS=200000 FPMD_LIVES=10000 $(GO) test -race -count=1 -v -timeout 60m -run 'Storm|Mutations|Lives' ./cmd/fpmd
 	$(GO) test -race -count=$(SOAK) -timeout 90m -run 'Load|Kill|Reload|Signals|Leav|Shutdown|Slot|Stream|Sent|Abort|Withdraw' \
 	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd
+
+# What waits, with a wall clock that jumps by years every second. Package time is built anew for it, and all on it.
+clock: test-deps
+	GO=$(GO) bash test/clock.sh
 
 clean:
 	rm -rf $(BIN)
