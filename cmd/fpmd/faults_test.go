@@ -366,7 +366,8 @@ func TestInterpreterGone(t *testing.T) {
 	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
 	d.waitLog("look up " + python + ": ")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("the old one stays: " + dir + "/fpmd.toml:11: pool.app.python: ")
+	d.waitLog("the configuration is refused, and the old one stays: " + dir + "/fpmd.toml:")
+	d.waitLog(": pool.app.python: ")
 	for range 20 {
 		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
 			t.Fatalf("meanwhile: %q, %v", answer, err)
