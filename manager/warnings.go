@@ -167,8 +167,8 @@ const (
 	descriptorsOfFpmd = 64
 	// descriptorsOfWorker is what ARCHITECTURE.md counts, without its slots.
 	descriptorsOfWorker = 6
-	// slotsOfCommand is taken for a program that decides by itself.
-	slotsOfCommand = 32
+	// slotsOfCommand is what package worker takes, where a program decides by itself.
+	slotsOfCommand = 64
 )
 
 // slots is how many exchanges at once a worker of p takes, as far as that is known.

@@ -126,10 +126,10 @@ max_connections = 100
 		got = append(got, strings.TrimPrefix(w.Error(), cfg.Path))
 	}
 	want := []string{
-		// 64 + 2 * 16384 + min(16384, 512 + 70 * 200) + min(100, 512 + 2 * 32) + 2 * (130 * 206 + 2 * 38)
-		":2: pool.a.max_connections: 16384: RLIMIT_NOFILE allows 80000 descriptors, and 101156 may be needed: 47380 for ",
-		// 130 * (1 MiB + 200 * 64 KiB) + 2 * (1 MiB + 32 * 64 KiB)
-		":14: pool.b.workers: 70: 132 workers in all pools take 1761 MiB or more, ",
+		// 64 + 2 * 16384 + min(16384, 512 + 70 * 200) + min(100, 512 + 2 * 64) + 2 * (130 * 206 + 2 * 70)
+		":2: pool.a.max_connections: 16384: RLIMIT_NOFILE allows 80000 descriptors, and 101284 may be needed: 47380 for ",
+		// 130 * (1 MiB + 200 * 64 KiB) + 2 * (1 MiB + 64 * 64 KiB)
+		":14: pool.b.workers: 70: 132 workers in all pools take 1765 MiB or more, ",
 		":14: pool.b.workers: 70: RLIMIT_NPROC allows user app 250 processes, and a reload of the 130 workers takes 260: ",
 	}
 	if len(got) != len(want) {
