@@ -286,11 +286,12 @@ func TestLogFull(t *testing.T) {
 	}
 	ask(50)
 	free()
-	d.wait("a line", func() bool {
-		before := strings.Count(log(), "msg=request")
+	before := strings.Count(log(), "msg=request")
+	d.wait("a line again", func() bool {
 		ask(1)
 		return strings.Count(log(), "msg=request") > before
 	})
+	d.waitLog("fpmd.log is written again, ") // it is said after the line is there
 	torn := 0
 	for line := range strings.Lines(log()) {
 		if strings.Count(line, "time=") != 1 {
