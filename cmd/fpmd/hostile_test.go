@@ -149,7 +149,7 @@ if c.recv(1):
 	if err != nil || !strings.Contains(answer, "Fpmd-Outcome: worker_died") {
 		t.Errorf("got %q, %v", answer, err)
 	}
-	d.waitLogTimes("exited with status 9", 3)
+	d.waitLogTimes("msg=\"worker gone\"", 3)
 	if n := strings.Count(d.log.String(), "msg=\"worker gone\""); n != 3 {
 		t.Errorf("%d workers have died of it", n)
 	}
