@@ -23,7 +23,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "[-c FILE] [--http ADDR]", "run the supervisor in the foreground", new(serveLine).flags(), nil, cmdServe},
-		{"check", "[-c FILE] [--boot]", "read the configuration and say what is wrong", new(checkLine).flags(), nil, cmdCheck},
+		{"check", "[-c FILE] [--boot | --print]", "read the configuration and say what is wrong", new(checkLine).flags(), nil, cmdCheck},
 		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
 		{"completion", "SHELL", "write completion for bash, zsh or fish", newFlags("completion"), shells, cmdCompletion},
 		{"version", "", "say which fpmd this is", nil, nil, cmdVersion},

@@ -2,7 +2,7 @@
 // applications in pools of prefork worker processes, behind a web server.
 //
 //	fpmd serve [-c FILE] [--http ADDR]    run the supervisor in the foreground
-//	fpmd check [-c FILE] [--boot]         read the configuration and say what is wrong
+//	fpmd check [-c FILE] [--boot|--print] read the configuration and say what is wrong
 //	fpmd request POOL PATH [...]          send one request to a pool's socket
 //	fpmd completion SHELL                 write completion for bash, zsh or fish
 //	fpmd version                          say which fpmd this is
