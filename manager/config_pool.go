@@ -258,7 +258,7 @@ func parseAddress(s string) (Address, error) {
 		return Address{}, fmt.Errorf("want the path alone: %q", p)
 	}
 	if strings.HasPrefix(s, "/") {
-		if strings.HasSuffix(s, "/") {
+		if base := s[strings.LastIndexByte(s, '/')+1:]; base == "" || base == "." || base == ".." {
 			return Address{}, errors.New("the path of a folder: want that of a socket")
 		}
 		p := filepath.Clean(s)
