@@ -251,17 +251,15 @@ func TestClocksEnd(t *testing.T) {
 			echo(r)
 		}
 	}
-	addrs := map[string]func() *peer{}
-	for _, network := range []string{"unix", "tcp"} {
-		addr := start(t, &Server{PeerTimeout: limit, Handler: handler}, network)
-		addrs[network] = func() *peer { return connect(t, addr) }
-	}
-	for network, dial := range addrs {
+	servers := map[string]*Server{"unix": {PeerTimeout: limit, Handler: handler}, "tcp": {PeerTimeout: limit, Handler: handler}}
+	for network, s := range servers {
+		addr := start(t, s, network)
+		dial := func() *peer { return connect(t, addr) }
 		t.Run("an answer that was not taken at once, and then a request that takes its time/"+network, func(t *testing.T) {
 			t.Parallel()
 			p := dial()
 			p.send(get(1, "A", "big"))
-			time.Sleep(limit / 10)
+			until(t, "it has to be kept", func() bool { return servers[network].held.Load() > 0 })
 			p.answer(1)
 			p.send(get(1, "A", "sleep"))
 			if got := p.answer(1); got.stdout != "fine" {
@@ -365,14 +363,15 @@ func TestGivenUpIsQuiet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			const limit = 100 * time.Millisecond
 			quiet := make(chan struct{})
-			p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) {
+			s := &Server{PeerTimeout: limit, Handler: func(r *Request) {
 				if !r.Slow() {
 					<-quiet
 				}
 				say(r, "x")
-			}}, "unix"))
+			}}
+			p := connect(t, start(t, s, "unix"))
 			p.send(begun...)
-			time.Sleep(3 * limit)
+			until(t, "it is given up", s.givenUp)
 			before := cpuTime()
 			time.Sleep(10 * limit)
 			if used := cpuTime() - before; used > 5*limit {
@@ -390,6 +389,21 @@ func TestGivenUpIsQuiet(t *testing.T) {
 	}
 }
 
+// givenUp reports whether a connection of s is to be closed.
+func (s *Server) givenUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.mu.Lock()
+		closing := c.closing
+		c.mu.Unlock()
+		if closing {
+			return true
+		}
+	}
+	return false
+}
+
 // cpuTime is what this process has used of the processors.
 func cpuTime() time.Duration {
 	var ru syscall.Rusage
@@ -403,11 +417,14 @@ func cpuTime() time.Duration {
 func TestNothingBeginsWhereGivenUp(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	begun := make(chan struct{})
-	p := connect(t, start(t, &Server{PeerTimeout: limit, Handler: func(r *Request) { <-begun; say(r, "slow") }}, "unix"))
+	s := &Server{PeerTimeout: limit, Handler: func(r *Request) { <-begun; say(r, "slow") }}
+	p := connect(t, start(t, s, "unix"))
 	p.send(begin(1))
-	time.Sleep(3 * limit)
-	p.send(begin(2))
-	time.Sleep(limit)
+	until(t, "it is given up", s.givenUp)
+	p.send(begin(2), appendRecord(nil, typeGetValues, 0, nil))
+	if h, _, err := p.next(); err != nil || h.typ != typeGetValuesResult { // both have been read
+		t.Fatalf("%v, %v", h.typ, err)
+	}
 	close(begun)
 	p.answer(1)
 	p.ended()

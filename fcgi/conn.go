@@ -587,7 +587,7 @@ func (c *conn) abort(id uint16) {
 	c.mu.Unlock()
 	if !started {
 		c.unstarted--
-		_ = r.end(appendEnd(appendHeader(nil, typeStdout, r.id, 0), r.id, 0, StatusRequestComplete), reading)
+		_ = r.endAs(0, reading)
 	}
 }
 

@@ -365,8 +365,8 @@ func (r *Request) Frame(b []byte, n int) { putHeader(b, typeStdout, r.id, n) }
 func (r *Request) Send(records []byte) error { return r.conn.write(records, working) }
 
 // SendLast writes records made with Frame, which may be none, and ends the
-// request, in one write. It waits until the client has taken the whole answer. It appends TrailerLen bytes, in place where the
-// capacity allows.
+// request, in one write. It waits until the client has taken the whole answer. It
+// appends TrailerLen bytes, in place where the capacity allows.
 func (r *Request) SendLast(records []byte) error {
 	records = appendHeader(records, typeStdout, r.id, 0)
 	return r.end(appendEnd(records, r.id, 0, StatusRequestComplete), ending)
@@ -374,9 +374,13 @@ func (r *Request) SendLast(records []byte) error {
 
 // End ends the request, once its records have been sent.
 func (r *Request) End(appStatus uint32) error {
+	return r.endAs(appStatus, ending)
+}
+
+func (r *Request) endAs(appStatus uint32, who writer) error {
 	var b [TrailerLen]byte
 	records := appendHeader(b[:0], typeStdout, r.id, 0)
-	return r.end(appendEnd(records, r.id, appStatus, StatusRequestComplete), ending)
+	return r.end(appendEnd(records, r.id, appStatus, StatusRequestComplete), who)
 }
 
 func (r *Request) end(records []byte, who writer) error {

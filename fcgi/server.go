@@ -50,8 +50,8 @@ type Server struct {
 	// It is called about once a second for each such client, and must not block.
 	Hurry func() bool
 	// MaxConns bounds the connections of one listener, or of several that have the same
-	// address; 0 means no bound. Where they are all in use, the next wait in the backlog, and those that have been idle for
-	// all of PeerTimeout make room for them.
+	// address; 0 means no bound. Where they are all in use, the next one waits when it is accepted, those behind it in the
+	// backlog, and connections that have been idle for all of PeerTimeout make room.
 	MaxConns int
 	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
 	SpoolDir string
@@ -158,7 +158,7 @@ func (s *Server) Serve(l net.Listener) error {
 
 	full, leaving := false, false
 	delay := time.Duration(0)
-	for !leaving || Waiting(l) {
+	for !leaving || waiting(l) {
 		nc, err := l.Accept()
 		switch {
 		case err == nil:
@@ -281,7 +281,7 @@ func (s *Server) drainBacklog(l net.Listener) error {
 		return ErrServerClosed
 	}
 	dl.SetDeadline(time.Time{})
-	for began := time.Now(); time.Since(began) < backlogDrain && Waiting(dl); { // new ones might come for ever
+	for began := time.Now(); time.Since(began) < backlogDrain && waiting(dl); { // new ones might come for ever
 		nc, err := dl.Accept()
 		if err != nil {
 			return ErrServerClosed
@@ -291,8 +291,8 @@ func (s *Server) drainBacklog(l net.Listener) error {
 	return ErrServerClosed
 }
 
-// Waiting reports whether somebody waits to be accepted by l, a Unix or TCP listener.
-func Waiting(l net.Listener) bool {
+// waiting reports whether somebody waits to be accepted by l, a Unix or TCP listener.
+func waiting(l net.Listener) bool {
 	sc, ok := l.(syscall.Conn)
 	if !ok {
 		return false

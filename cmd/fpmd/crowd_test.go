@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -68,14 +67,11 @@ func TestCrowd(t *testing.T) {
 	}
 	defer leave()
 	for len(crowd) < idle+slow {
-		switch c, err := net.Dial("unix", d.sock()); {
-		case err == nil:
-			crowd = append(crowd, c)
-		case errors.Is(err, syscall.EAGAIN): // the backlog is full
-			time.Sleep(time.Millisecond)
-		default:
+		c, err := dialBacklog(d.sock())
+		if err != nil {
 			t.Fatal(err)
 		}
+		crowd = append(crowd, c)
 	}
 	request := fcgiRequest("/")
 	for _, c := range crowd[:slow] {

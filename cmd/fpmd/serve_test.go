@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -574,17 +573,12 @@ func askOnce(sock string) (string, error) { return askPath(sock, "/") }
 
 // askPath returns the STDOUT of a whole answer; one that was cut is an error.
 func askPath(sock, path string) (string, error) {
-	end := time.Now().Add(patience)
-	c, err := net.Dial("unix", sock)
-	for errors.Is(err, syscall.EAGAIN) && time.Now().Before(end) { // the backlog is full for now
-		time.Sleep(time.Millisecond)
-		c, err = net.Dial("unix", sock)
-	}
+	c, err := dialBacklog(sock)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(end)
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write(fcgiRequest(path)); err != nil {
 		return "", err
 	}
