@@ -254,10 +254,12 @@ func (c *conn) poke() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
 
 // kill has the connection closed, by its reader: net's Close waits until the
 // reader is out of raw.Read, and would wait for ever when the reader calls it there.
-func (c *conn) kill() {
+// It returns how many requests had not been answered to their end.
+func (c *conn) kill() (cut int) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.killLocked()
-	c.mu.Unlock()
+	return len(c.active) + c.ending
 }
 
 func (c *conn) killLocked() {

@@ -258,7 +258,7 @@ func (m *Manager) Ready() <-chan struct{} { return m.ready }
 
 // Reload rolls every pool to what cfg says of it: new workers are ready before
 // the old ones leave, and no request is lost. Where a pool's new workers do not
-// come up, its old ones go on serving, and the error says so; the other pools
+// come up, its old ones go on serving, and the log and the error say so; the other pools
 // are rolled all the same. What can't be changed without a restart (the pools that there are,
 // where they listen, [supervisor]) refuses the whole reload. Ending ctx gives up what
 // has not come up yet.
@@ -266,10 +266,14 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config) error {
 	m.reload.Lock()
 	defer m.reload.Unlock()
 	if m.stopped {
-		return errors.New("reload: fpmd is stopping")
+		return errors.New("fpmd is stopping")
 	}
 	if err := restartNeeded(m.cfg, cfg); err != nil {
+		m.log.Error("reload refused", "cause", err, "next", "all stays as it is")
 		return err
+	}
+	for _, change := range supervisorChanges(m.cfg, cfg, laterOfSupervisor) {
+		m.log.Warn("configuration", "warning", change+": that counts from the next start on")
 	}
 	errs := make([]error, len(m.pools))
 	var wg sync.WaitGroup
@@ -278,32 +282,65 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config) error {
 	}
 	wg.Wait()
 	m.cfg = cfg
+	var failed []string
+	for i, p := range m.pools {
+		if errs[i] != nil {
+			failed = append(failed, p.name)
+		}
+	}
+	if len(failed) > 0 {
+		m.log.Error("reload failed", "pools", strings.Join(failed, ", "))
+	} else {
+		m.log.Info("reloaded")
+	}
 	return errors.Join(errs...)
 }
 
+// What a reload can't change yet: it refuses to, or leaves it for the next start.
+var (
+	fixedOfPool = []string{
+		"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog", "allowed_clients",
+		"max_connections", "client_timeout", "buffer_response", "max_environ", "access_log",
+	}
+	fixedOfSupervisor = []string{"runtime_dir"}
+	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs"}
+)
+
 // restartNeeded says what a reload from old to next would have to change that it can't.
 func restartNeeded(old, next *Config) error {
-	const advice = "restart fpmd for that"
-	names := func(c *Config) (s []string) {
-		for _, p := range c.Pools {
-			s = append(s, p.Name)
-		}
-		return s
+	names := func(c *Config) string {
+		return strings.Join(texts(c.Pools, func(p *PoolConfig) string { return p.Name }), ", ")
 	}
-	if o, n := strings.Join(names(old), ", "), strings.Join(names(next), ", "); o != n {
-		return fmt.Errorf("reload: the pools are now %s, not %s: %s", n, o, advice)
+	if o, n := names(old), names(next); o != n {
+		return fmt.Errorf("the pools are now %s, not %s: restart fpmd for that", n, o)
 	}
-	if old.Supervisor.RuntimeDir != next.Supervisor.RuntimeDir {
-		return fmt.Errorf("reload: runtime_dir is now %s, not %s: %s", next.Supervisor.RuntimeDir, old.Supervisor.RuntimeDir, advice)
-	}
+	changed := supervisorChanges(old, next, fixedOfSupervisor)
+	m := thisMachine()
 	for i, o := range old.Pools {
-		n := next.Pools[i]
-		if fmt.Sprint(o.Listen, o.ListenMode, o.ListenOwner, o.ListenGroup, o.ListenBacklog, o.AllowedClients, o.MaxConnections, o.ClientTimeout, o.BufferResponse, o.MaxEnviron, o.AccessLog) !=
-			fmt.Sprint(n.Listen, n.ListenMode, n.ListenOwner, n.ListenGroup, n.ListenBacklog, n.AllowedClients, n.MaxConnections, n.ClientTimeout, n.BufferResponse, n.MaxEnviron, n.AccessLog) {
-			return fmt.Errorf("reload: pool %s: listen, allowed_clients, max_connections, client_timeout, buffer_response, max_environ or access_log has changed: %s", o.Name, advice)
+		for _, key := range fixedOfPool {
+			shown := mustShow(poolShown, key)
+			changed = appendChange(changed, "pool."+o.Name+"."+key, shown(&m, o), shown(&m, next.Pools[i]))
 		}
 	}
-	return nil
+	if len(changed) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: restart fpmd for that", strings.Join(changed, "; "))
+}
+
+func supervisorChanges(old, next *Config, keys []string) (changed []string) {
+	for _, key := range keys {
+		shown := mustShow(supervisorShown, key)
+		changed = appendChange(changed, "supervisor."+key, shown(&old.Supervisor), shown(&next.Supervisor))
+	}
+	return changed
+}
+
+func appendChange(changed []string, key string, old, next any) []string {
+	if o, n := fmt.Sprint(old), fmt.Sprint(next); o != n {
+		changed = append(changed, fmt.Sprintf("%s is now %s, not %s", key, n, o))
+	}
+	return changed
 }
 
 // Stop answers what was accepted, stops the workers, and removes what New

@@ -41,8 +41,10 @@ type pool struct {
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error
+	proven  bool // the last start has worked
 	gens    int
 
+	trial     chan struct{}  // has room for the one start that there is while none has worked
 	readyOnce chan struct{}  // closed when the pool is ready for the first time
 	wg        sync.WaitGroup // keepers of places, and workers until they are gone
 }
@@ -55,6 +57,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		recent:    secondWait, // not known to be less
 		patience:  secondWait,
 		seconds:   protocol.CanWithdraw(),
+		trial:     make(chan struct{}, 1),
 		readyOnce: make(chan struct{}),
 	}
 	p.cfg.Store(cfg)
@@ -104,11 +107,51 @@ func (p *pool) servedBy(w *worker) uint64 {
 	return w.served
 }
 
-// failed keeps the reason why there is no worker.
-func (p *pool) failed(err error) {
+// tried notes what has become of a start: err is the reason why there is no worker.
+func (p *pool) tried(err error) {
+	if err != nil {
+		p.backoff.fail()
+		p.log.Error("worker did not start", notStarted(err)...)
+	}
 	p.mu.Lock()
-	p.lastErr = err
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	if p.proven = err == nil; !p.proven {
+		p.lastErr = err
+	}
+}
+
+// turn waits until one more worker may be started, and returns what is to be called when that
+// start is over, or nil when ctx has ended. As long as no start has worked, there is one at a time: an
+// application that is broken says so once, and not once for each worker.
+func (p *pool) turn(ctx context.Context) (over func()) {
+	unproven := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return !p.proven
+	}
+	over = func() {}
+	if unproven() {
+		select {
+		case p.trial <- struct{}{}:
+			over = func() { <-p.trial }
+		case <-ctx.Done():
+			return nil
+		}
+		if !unproven() { // meanwhile
+			over()
+			over = func() {}
+		}
+	}
+	if delay := p.backoff.delay(); delay > 0 {
+		p.log.Info("next worker delayed", "start_in", delay.Round(time.Millisecond))
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			over()
+			return nil
+		}
+	}
+	return over
 }
 
 // begin starts the pool's first generation, whose workers come up, and come
@@ -135,7 +178,7 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 // roll replaces the serving generation by a new one of cfg: a first worker, to see
 // whether it comes up at all, then the others side by side; only when all are
 // ready do they take over, and the old ones finish what they have. When one does not come
-// up, the new generation is given up, and the old one goes on serving.
+// up, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	g := p.newGeneration(cfg)
 	ws := make([]*worker, cfg.Workers)
@@ -152,14 +195,21 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	}
 	if err != nil {
 		g.retire("its generation did not come up")
-		return fmt.Errorf("pool %s: the new workers did not come up, the old ones go on serving: %w", p.name, err)
+		next := "the old ones go on serving"
+		p.mu.Lock()
+		if p.noneReadyLocked() {
+			next = "the old ones do not come up either, and are tried again"
+		}
+		p.mu.Unlock()
+		p.log.Error("new workers did not come up", append(notStarted(err), "next", next)...)
+		return fmt.Errorf("pool %s: the new workers did not come up, %s: %w", p.name, next, err)
 	}
 	p.mu.Lock()
 	old := p.gen
 	p.gen = g
 	p.cfg.Store(cfg)
 	p.backoff.reset() // what failed was the old generation
-	p.lastErr = nil
+	p.lastErr, p.proven = nil, true
 	p.readyLocked()
 	var free []*slot
 	for _, s := range p.idle {
@@ -208,8 +258,8 @@ func (p *pool) stop(ctx context.Context) {
 	for _, l := range p.listeners {
 		l.unlink() // nobody new finds it; who has connected is still accepted
 	}
-	if err := p.server.Shutdown(ctx); err != nil {
-		p.log.Warn("requests cut by the stop", "cause", context.Cause(ctx))
+	if cut := p.server.Shutdown(ctx); cut > 0 {
+		p.log.Warn("requests cut by the stop", "requests", cut, "cause", context.Cause(ctx))
 	}
 	p.mu.Lock()
 	p.stopped = true

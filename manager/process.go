@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,7 +89,8 @@ type process struct {
 	mu     sync.Mutex // guards reaped; signals are sent under it, so that none hits a stranger
 	reaped bool
 
-	status exitStatus // written before gone is closed
+	status exitStatus // written before gone is closed, and so is
+	ended  time.Time  // when that was
 }
 
 // start launches a worker and waits until it is ready, which is when its
@@ -129,7 +131,7 @@ func start(ctx context.Context, l launch) (*process, error) {
 	_, err := client.Start()
 	unwatch()
 	if p == nil {
-		return nil, &startError{launch: l.String(), cause: err}
+		return nil, &startError{launch: l, cause: err}
 	}
 	if cause := p.whyNotReady(ctx, err); cause != nil {
 		p.kill()
@@ -138,7 +140,7 @@ func start(ctx context.Context, l launch) (*process, error) {
 		if p.lackedThreads() { // they are of no use to an operator, and the cause has said it
 			lines = []string{p.output.first()}
 		}
-		return nil, &startError{launch: l.String(), cause: errors.Join(cause, p.page.Close()), lines: lines}
+		return nil, &startError{launch: l, cause: errors.Join(cause, p.page.Close()), lines: lines}
 	}
 	p.handshake.Close()
 	return p, nil
@@ -186,13 +188,13 @@ func (p *process) lackedThreads() bool {
 
 // A startError says why a worker did not become ready, with what it printed.
 type startError struct {
-	launch string   // what was run, as whom, where
+	launch launch
 	cause  error    // why it is not ready
 	lines  []string // the last that it printed
 }
 
 func (e *startError) Error() string {
-	s := e.launch + ": " + e.cause.Error()
+	s := e.launch.String() + ": " + e.cause.Error()
 	if len(e.lines) > 0 {
 		s += "; its last lines:\n\t" + strings.Join(e.lines, "\n\t")
 	}
@@ -200,6 +202,31 @@ func (e *startError) Error() string {
 }
 
 func (e *startError) Unwrap() error { return e.cause }
+
+// notStarted is err as the fields of a line. What the worker printed has lines of its own
+// in the log, and is not said again but for the one that says most.
+func notStarted(err error) []any {
+	var e *startError
+	if !errors.As(err, &e) {
+		return []any{"cause", err}
+	}
+	fields := []any{"worker", e.launch.id, "cause", e.cause}
+	if len(e.lines) > 0 {
+		fields = append(fields, "last", telling(e.lines))
+	}
+	return append(fields, "command", e.launch.argv, "user", strings.TrimPrefix(userName(e.launch.cred), "user "), "directory", e.launch.dir)
+}
+
+// telling is the line that says most of why a process ended: of what a Go program prints
+// then that is the first, of all others the last.
+func telling(lines []string) string {
+	for _, l := range slices.Backward(lines) {
+		if strings.HasPrefix(l, "panic: ") || strings.HasPrefix(l, "fatal error: ") {
+			return l
+		}
+	}
+	return lines[len(lines)-1]
+}
 
 // dial connects to the worker's socket. It does not wait: where the worker's
 // backlog is full, that is the error.
@@ -229,7 +256,24 @@ func (p *process) done() <-chan struct{} { return p.gone }
 func (p *process) exit() exitStatus { return p.status }
 
 // tail returns the last lines that the process printed, oldest first.
-func (p *process) tail() []string { return p.output.tail() }
+func (p *process) tail() []string {
+	lines, _ := p.output.tail()
+	return lines
+}
+
+// lastWords is what the process printed on its end that says most, or "" where that
+// would have nothing to do with its end: it was long ago, or somebody killed it. Valid once
+// done is closed.
+func (p *process) lastWords() string {
+	lines, at := p.output.tail()
+	if len(lines) == 0 || p.ended.Sub(at) > lastWordsTime || p.status.fromOutside() {
+		return ""
+	}
+	return telling(lines)
+}
+
+// lastWordsTime is how long before its end a process may have printed why it ends.
+const lastWordsTime = time.Second
 
 // stop asks the process to end with SIGTERM and kills its process group when it
 // has not ended after grace. It waits for neither.
@@ -266,6 +310,7 @@ func (p *process) watch() {
 	for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 	}
 
+	p.ended = time.Now()
 	// The process is a zombie now. Until it is reaped its number is its own,
 	// and so is that of its process group: no stranger can be hit.
 	p.kill()
@@ -296,6 +341,15 @@ func exitStatusOf(ws syscall.WaitStatus) exitStatus {
 		return exitStatus{code: -1, signal: ws.Signal(), core: ws.CoreDump()}
 	}
 	return exitStatus{code: ws.ExitStatus()}
+}
+
+// fromOutside reports whether a signal ended it that a process does not bring upon itself.
+func (s exitStatus) fromOutside() bool {
+	switch s.signal {
+	case 0, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGSYS, unix.SIGTRAP:
+		return false
+	}
+	return true
 }
 
 // String reads after the name of a process: `killed by SIGSEGV (core dumped)`.

@@ -33,6 +33,7 @@ type output struct {
 	top  string     // the first line
 	last []string
 	size int
+	at   time.Time // of the last line
 }
 
 // readOutput reads both streams until drain.
@@ -83,6 +84,7 @@ func (o *output) add(line string) {
 	if o.top == "" {
 		o.top = line
 	}
+	o.at = time.Now()
 	o.last = append(o.last, line)
 	o.size += len(line)
 	for len(o.last) > tailLines || o.size > tailBytes {
@@ -97,10 +99,11 @@ func (o *output) first() string {
 	return o.top
 }
 
-func (o *output) tail() []string {
+// tail returns the last lines, and when the very last came.
+func (o *output) tail() ([]string, time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return slices.Clone(o.last)
+	return slices.Clone(o.last), o.at
 }
 
 // A stream reads a pipe until its deadline, and then what is left in it, to

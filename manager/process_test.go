@@ -407,17 +407,52 @@ func TestLineOf100MiB(t *testing.T) {
 	}
 }
 
+// Of what a worker printed, its end is put down to no more than a line, that says why,
+// and to none where there can be no connection.
+func TestLastWords(t *testing.T) {
+	died := time.Now()
+	goTrace := []string{"listening", "panic: no database", "", "goroutine 1 [running]:", "main.main()", "\t/srv/main.go:9 +0x25", "exit status 2"}
+	for _, tt := range []struct {
+		name    string
+		printed []string
+		before  time.Duration // its end
+		status  exitStatus
+		want    string
+	}{
+		{"a traceback", []string{"Traceback", "ValueError: x"}, 0, exitStatus{code: 1}, "ValueError: x"},
+		{"a panic", goTrace, 0, exitStatus{code: 2}, "panic: no database"},
+		{"a fatal error", []string{"fatal error: all goroutines are asleep", "trace"}, 0, exitStatus{code: 2}, "fatal error: all goroutines are asleep"},
+		{"it ended itself by a signal", []string{"assert failed"}, 0, exitStatus{code: -1, signal: unix.SIGABRT}, "assert failed"},
+		{"killed", []string{"served /"}, 0, exitStatus{code: -1, signal: unix.SIGKILL}, ""},
+		{"told to end", []string{"served /"}, 0, exitStatus{code: -1, signal: unix.SIGTERM}, ""},
+		{"long ago", []string{"loaded"}, 2 * lastWordsTime, exitStatus{code: 1}, ""},
+		{"nothing", nil, 0, exitStatus{code: 1}, ""},
+		{"read after its end", []string{"fatal"}, -time.Millisecond, exitStatus{code: 1}, "fatal"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := &process{output: &output{}, status: tt.status, ended: died}
+			for _, line := range tt.printed {
+				p.output.add(line)
+			}
+			p.output.at = died.Add(-tt.before)
+			if got := p.lastWords(); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 // The tail is the end of what was printed, within its limits.
 func TestTail(t *testing.T) {
 	var o output
 	for i := range 100 {
 		o.add(fmt.Sprint(i))
 	}
-	if got := o.tail(); len(got) != tailLines || got[0] != "60" || got[39] != "99" {
+	if got, _ := o.tail(); len(got) != tailLines || got[0] != "60" || got[39] != "99" {
 		t.Errorf("got %q", got)
 	}
 	o.add(strings.Repeat("x", 3*tailBytes))
-	if got := o.tail(); len(got) != 1 || len(got[0]) != tailBytes {
+	if got, _ := o.tail(); len(got) != 1 || len(got[0]) != tailBytes {
 		t.Errorf("%d lines", len(got))
 	}
 }

@@ -179,7 +179,7 @@ func (w *worker) start(ctx context.Context) error {
 		w.retire("no greeting")
 		proc.kill()
 		<-w.gone
-		return fmt.Errorf("worker %d of pool %s: %w", w.id, cfg.Name, err)
+		return &startError{launch: l, cause: err, lines: proc.tail()}
 	}
 	w.log.Info("worker ready", "slots", proc.slots, "after", time.Since(began).Round(time.Millisecond))
 	go w.greetings(greeted, proc.slots-1) // ends when the goroutines do that connect
@@ -296,7 +296,11 @@ func (w *worker) watch() {
 		w.log.Error("unmap the worker's page", "cause", err)
 	}
 	if unexpected {
-		w.log.Error("worker gone", "cause", w.cause, "served", served, "last", w.proc.tail())
+		fields := []any{"cause", w.cause, "served", served}
+		if words := w.proc.lastWords(); words != "" {
+			fields = append(fields, "last", words)
+		}
+		w.log.Error("worker gone", fields...)
 	} else {
 		w.log.Info("worker gone", "cause", w.cause, "exit", w.proc.exit().String(), "served", served)
 	}
@@ -357,24 +361,15 @@ func (g *generation) keep(w *worker) {
 				p.backoff.fail()
 			}
 		}
-		if delay := p.backoff.delay(); delay > 0 {
-			p.log.Info("next worker delayed", "start_in", delay.Round(time.Millisecond))
-			select {
-			case <-time.After(delay):
-			case <-g.ctx.Done():
-				continue
-			}
-		}
-		next, err := g.startWorker(g.ctx)
-		if err != nil {
-			if g.ctx.Err() == nil {
-				p.backoff.fail()
-				p.failed(err)
-				p.log.Error("worker did not start", "cause", err)
-			}
-			w = nil
+		over := p.turn(g.ctx)
+		if over == nil {
 			continue
 		}
+		next, err := g.startWorker(g.ctx)
+		if g.ctx.Err() == nil {
+			p.tried(err)
+		}
+		over()
 		w = next
 	}
 	if w != nil {

@@ -173,8 +173,8 @@ func hesitantWorker() int {
 	return 0
 }
 
-// No more workers start at once than there are processors, or two: the next one starts
-// when one is ready, until all are.
+// The first worker shows whether it comes up at all. Then no more start at once than there are
+// processors, or two: the next one starts when one is ready, until all are.
 func TestStartsAtOnce(t *testing.T) {
 	bound := max(2, runtime.NumCPU())
 	workers := bound + 3
@@ -196,7 +196,12 @@ func TestStartsAtOnce(t *testing.T) {
 		}
 		return n
 	}
-	for i := range workers {
+	s.awaitBegun("1")
+	if n := startingNow(); n != 1 {
+		t.Errorf("%d workers start before one has come up, want 1", n)
+	}
+	s.release("1")
+	for i := 1; i < workers; i++ {
 		for n := range min(bound, workers-i) { // the first of them, and those that started in the meantime
 			s.awaitBegun(fmt.Sprint(i + n + 1))
 		}

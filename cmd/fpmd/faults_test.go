@@ -238,7 +238,7 @@ func TestRuntimeDirFull(t *testing.T) {
 	d.waitLogTimes("msg=\"worker ready\"", 2)
 	free := fill(t, d.inside(run))
 	d.signal(syscall.SIGHUP)
-	d.waitLog("the new workers did not come up, the old ones go on serving: ")
+	d.waitLog("next=\"the old ones go on serving\"")
 	if !strings.Contains(d.log.String(), "no space left on device") {
 		t.Error("the log does not say why")
 	}
@@ -333,7 +333,7 @@ func TestUserGone(t *testing.T) {
 	d := serveIn(t, "mount --bind "+passwd+" /etc/passwd", dir, config)
 	setUsers(string(there))
 	d.signal(syscall.SIGHUP)
-	d.waitLog("the configuration is refused, and the old one stays: " + dir + "/fpmd.toml:8: pool.app.user: \\\"fpmd-gone\\\": no such user")
+	d.waitLog("msg=configuration error=\"" + dir + "/fpmd.toml:8: pool.app.user: \\\"fpmd-gone\\\": no such user")
 	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
 	d.waitLogTimes("msg=\"worker ready\"", 2)
 	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
@@ -367,7 +367,7 @@ func TestInterpreterGone(t *testing.T) {
 	syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
 	d.waitLog("look up " + python + ": ")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("the configuration is refused, and the old one stays: " + dir + "/fpmd.toml:")
+	d.waitLog("msg=configuration error=\"" + dir + "/fpmd.toml:")
 	d.waitLog(": pool.app.python: ")
 	for range 20 {
 		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {

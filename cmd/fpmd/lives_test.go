@@ -92,7 +92,8 @@ func TestLivesLeaveNothing(t *testing.T) {
 	}
 	python := fmt.Sprintf("\n[pool.python]\nlisten = %q\nwsgi = \"app:application\"\ndirectory = %q\npython = %q\nworkers = 1%s\n",
 		filepath.Join(dir, "python.sock"), dir, interpreter, who)
-	good := poolConfig(dir, fmt.Sprintf("command = [%q]\nworkers = %d", program, workers)) + python
+	command := fmt.Sprintf("command = [%q]", program)
+	good := poolConfig(dir, fmt.Sprintf("%s\nworkers = %d", command, workers)) + python
 	config := filepath.Join(dir, "fpmd.toml")
 	t.Setenv("FPMD_TEST_COUNTS", filepath.Join(dir, "counts"))
 	d := serve(t, dir, good)
@@ -127,8 +128,8 @@ func TestLivesLeaveNothing(t *testing.T) {
 			}
 		},
 		func() { reload(config, good, "msg=reloaded") },
-		func() { reload(config, good+"nonsense = 1\n", "level=ERROR msg=reload") },
-		func() { reload(config, strings.Replace(good, program, "/bin/false", 1), "level=ERROR msg=reload") },
+		func() { reload(config, good+"nonsense = 1\n", "msg=\"reload refused\"") },
+		func() { reload(config, strings.Replace(good, command, `command = ["/bin/false"]`, 1), "msg=\"reload failed\"") },
 		func() {
 			for range 20 {
 				ask(rand.N(len(fcgiRequest("/")) + 100))

@@ -217,10 +217,7 @@ func (s *supervisor) reloadLoop(ctx context.Context, reloads <-chan struct{}) {
 		s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
 		status := "serving"
 		if err := s.reload(ctx); err != nil {
-			s.log.Error("reload", "cause", err)
 			status = "serving; the last reload did not work, see the log"
-		} else {
-			s.log.Info("reloaded")
 		}
 		if ctx.Err() == nil {
 			s.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
@@ -228,10 +225,18 @@ func (s *supervisor) reloadLoop(ctx context.Context, reloads <-chan struct{}) {
 	}
 }
 
+// reload is said in the log from its beginning to its end.
 func (s *supervisor) reload(ctx context.Context) error {
+	s.log.Info("reload begins", "config", s.path)
 	cfg, err := manager.Load(s.path, manager.LoadOptions{})
 	if err != nil {
-		return fmt.Errorf("the configuration is refused, and the old one stays: %w", err)
+		var wrong manager.ConfigErrors
+		errors.As(err, &wrong)
+		for _, e := range wrong {
+			s.log.Error("configuration", "error", e)
+		}
+		s.log.Error("reload refused", "cause", fmt.Sprintf("errors in the configuration: %d", len(wrong)), "next", "all stays as it is")
+		return err
 	}
 	return s.m.Reload(ctx, cfg)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -122,22 +123,33 @@ func TestReloadThatFails(t *testing.T) {
 
 	write(t, app, "import no_such_module_anywhere\n")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("the old ones go on serving")
-	if !strings.Contains(d.log.String(), "no_such_module_anywhere") {
-		t.Error("the log does not say why the new code did not come up")
+	d.waitLog("level=ERROR msg=\"reload failed\" pools=app")
+	why := regexp.MustCompile(`level=ERROR msg="new workers did not come up" pool=app worker=\d+ cause="exited with status 1 before it was ready" ` +
+		`last="fpmd: no application: app: needs the module 'no_such_module_anywhere', .*" command=.* user=\w+ directory=.* next="the old ones go on serving"`)
+	if !why.MatchString(d.log.String()) {
+		t.Errorf("the log has no %s", why)
 	}
 	if status, body := get(t, url+"/"); status != 200 || body != "old" {
 		t.Errorf("after a reload of broken code: %d %q", status, body)
 	}
-	write(t, filepath.Join(dir, "fpmd.toml"), config+"wrokers = 3\n")
+	write(t, filepath.Join(dir, "fpmd.toml"), config+"wrokers = 3\nthreds = 1\n")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("wrokers")
+	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"errors in the configuration: 2\" next=\"all stays as it is\"")
+	for _, key := range []string{"wrokers", "threds"} {
+		if !strings.Contains(d.log.String(), "level=ERROR msg=configuration error=\""+dir+"/fpmd.toml:") || !strings.Contains(d.log.String(), "pool.app."+key) {
+			t.Errorf("the log does not name %s", key)
+		}
+	}
 	if status, body := get(t, url+"/"); status != 200 || body != "old" {
 		t.Errorf("after a reload of a broken configuration: %d %q", status, body)
 	}
-	write(t, filepath.Join(dir, "fpmd.toml"), config)
+	write(t, filepath.Join(dir, "fpmd.toml"), config+"max_connections = 77\nclient_timeout = \"7s\"\n")
+	d.signal(syscall.SIGHUP)
+	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"pool.app.max_connections is now 77, not 16384; pool.app.client_timeout is now 7s, not 1m0s: restart fpmd for that\"")
+	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "log_level = \"debug\"", "log_level = \"info\"", 1))
 	write(t, app, fmt.Sprintf(versionApp, "new"))
 	d.signal(syscall.SIGHUP)
+	d.waitLog("warning=\"supervisor.log_level is now info, not debug: that counts from the next start on\"")
 	d.waitLog("msg=reloaded")
 	if status, body := get(t, url+"/"); status != 200 || body != "new" {
 		t.Errorf("after a good reload: %d %q", status, body)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -77,8 +78,75 @@ def application(environ, start_response):
 	}
 }
 
+// An application that does not come up is told of once for each attempt, of which there
+// is one at a time, in lines of its own: what it printed, and then what that says in short.
+func TestBrokenApplicationOnATerminal(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), "import flaskk\n")
+	d := launchOnTerminal(t, wsgiPool(dir, "workers = 4"), dir, []string{"TERM=dumb"})
+	const short = "fpmd: no application: app: needs the module 'flaskk', which this interpreter does not find"
+	for n := 1; n <= 4; n++ {
+		d.waitLog(fmt.Sprintf("ERROR app/%d     worker did not start  cause=\"exited with status 1 before it was ready\" last=%q command=", n, short))
+	}
+	if code := stopGently(d); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	text := d.log.String()
+	for n := 1; n <= 3; n++ {
+		who := fmt.Sprintf("app/%d ", n)
+		if got := strings.Count(text, who); got < 6 || strings.Contains(text[strings.LastIndex(text, who):], fmt.Sprintf("app/%d ", n-1)) {
+			t.Errorf("%s has %d lines, or not all of them in succession", who, got)
+		}
+		if got := len(regexp.MustCompile(who+` +\| ModuleNotFoundError`).FindAllString(text, -1)); got != 1 {
+			t.Errorf("%s: its exception is there %d times", who, got)
+		}
+	}
+	if strings.Contains(text, `\n`) {
+		t.Error("there are lines within lines")
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+// INT cuts what is not answered, and says how much that was, if anything.
+func TestStopNow(t *testing.T) {
+	for _, busy := range []int{0, 1} {
+		t.Run(fmt.Sprint(busy), func(t *testing.T) {
+			dir := appDir(t)
+			write(t, filepath.Join(dir, "app.py"), "import time\ndef application(environ, start_response):\n\tprint('begun', flush=True)\n\ttime.sleep(3600)\n")
+			d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+			idle, err := dialBacklog(d.sock()) // a connection without a request is no request
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer idle.Close()
+			if busy > 0 {
+				defer dialFCGI(t, d.sock(), "/").Close()
+				d.waitLog("msg=begun")
+			}
+			d.signal(syscall.SIGINT)
+			if code := d.waitExit(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			said := strings.Contains(d.log.String(), "msg=\"requests cut by the stop\" pool=app requests=1 cause=")
+			if any := strings.Contains(d.log.String(), "requests cut"); said != (busy > 0) || any != said {
+				t.Errorf("with %d requests the log says:\n%s", busy, d.log.String())
+			}
+		})
+	}
+}
+
 // serveOnTerminal is serve with a terminal for standard error.
 func serveOnTerminal(t *testing.T, config, dir string, env []string) *process {
+	t.Helper()
+	d := launchOnTerminal(t, config, dir, env)
+	d.waitLog("every pool is ready")
+	return d
+}
+
+// launchOnTerminal does not wait.
+func launchOnTerminal(t *testing.T, config, dir string, env []string) *process {
 	t.Helper()
 	write(t, filepath.Join(dir, "fpmd.toml"), config)
 	screen, tty := openTerminal(t)
@@ -102,6 +170,5 @@ func serveOnTerminal(t *testing.T, config, dir string, env []string) *process {
 			t.Logf("the terminal:\n%s", d.log.String())
 		}
 	})
-	d.waitLog("every pool is ready")
 	return d
 }

@@ -47,10 +47,10 @@ def application(spec):
 def explain(error, spec):
     """Returns what the log is told of a LoadError: traceback, reason, and what was tried."""
     lines = [report.traceback(error.__cause__)] if error.__cause__ is not None else []
-    lines.append("fpmd: no application: %s" % error)
     lines.append("fpmd: tried wsgi = %r with directory %s, sys.path %s, interpreter %s (Python %s)" % (
         spec, sys.path[0], ", ".join(sys.path[:4]) + (", ..." if len(sys.path) > 4 else ""),
         sys.executable, sys.version.split()[0]))
+    lines.append("fpmd: no application: %s" % error)  # last, for the supervisor quotes the last line
     return "\n".join(lines)
 
 
