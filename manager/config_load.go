@@ -366,15 +366,15 @@ func (v value) unknown(want string, ours []string) {
 		v.refuse("unknown key: this version of fpmd does not have it: leave it out")
 		return
 	}
-	if near := nearest(name, ours); near != "" {
+	if near := Nearest(name, ours); near != "" {
 		v.refuse("unknown key: did you mean %s?", near)
 		return
 	}
 	v.refuse("unknown key: %s", want)
 }
 
-// nearest is which of words somebody who wrote word most likely meant; "": none.
-func nearest(word string, words []string) string {
+// Nearest is which of words somebody who wrote word most likely meant; "": none.
+func Nearest(word string, words []string) string {
 	plain := strings.ReplaceAll(strings.ToLower(word), "-", "_")
 	best, least := "", min(3, len(plain)/3+1)+1
 	if len(plain) > 64 {

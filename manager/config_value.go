@@ -180,7 +180,7 @@ func (v value) oneOf(to *string, words ...string) {
 		return
 	}
 	if !slices.Contains(words, s) {
-		if near := nearest(s, words); near != "" && len(words) > 1 {
+		if near := Nearest(s, words); near != "" && len(words) > 1 {
 			v.refuse("did you mean %q?", near)
 		} else {
 			v.refuse("want %s", choices(words))

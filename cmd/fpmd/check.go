@@ -19,13 +19,17 @@ const checkHelp = `usage: fpmd check [-c FILE] [--boot | --print]
 
 Reads the configuration, with all that it includes, as serve would, and says
 what is wrong: file, line, key, the value found, and what would do. All that is
-wrong is said at once, and warnings of what is allowed but will hurt. Starts nothing, unless it is asked to. Exit code 0: serve would take it; 78: it would not; 1: a worker does not come up.
+wrong is said at once, and warnings of what is allowed but will hurt. Starts
+nothing, unless it is asked to.
 
   -c FILE   the configuration (default ` + defaultConfig + `)
-  --boot    start one worker of each pool, beside a running fpmd and out of its way, and stop it
-            again: says what it was started as, what it printed, and what is usually wrong
-  --print   write what is in force, every key of it, as one file that fpmd reads; values of env
-            are masked. Warnings go to standard error then
+  --boot    start one worker of each pool, beside a running fpmd and out of its
+            way, and stop it again: says what it was started as, what it
+            printed, and what is usually wrong
+  --print   write what is in force, every key of it, as one file that fpmd
+            reads; values of env are masked. Warnings go to standard error then
+
+exit codes: 0 serve would take it; 78 it would not; 1 a worker does not come up.
 `
 
 // A checkLine is the command line of fpmd check.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"fpmd/manager"
 )
 
 // A command is one of fpmd's, as run, the usage and completion know it.
@@ -23,7 +25,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "[-c FILE] [--http ADDR]", "run the supervisor in the foreground", new(serveLine).flags(), nil, cmdServe},
-		{"check", "[-c FILE] [--boot | --print]", "read the configuration and say what is wrong", new(checkLine).flags(), nil, cmdCheck},
+		{"check", "[-c FILE] [--boot|--print]", "say what is wrong with the configuration", new(checkLine).flags(), nil, cmdCheck},
 		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
 		{"completion", "SHELL", "write completion for bash, zsh or fish", newFlags("completion"), shells, cmdCompletion},
 		{"version", "", "say which fpmd this is", nil, nil, cmdVersion},
@@ -45,10 +47,10 @@ func usage() string {
 	var s strings.Builder
 	s.WriteString("fpmd is a FastCGI process manager for Python WSGI and Go applications.\n\nusage:\n")
 	for _, c := range commands() {
-		fmt.Fprintf(&s, "  %-36s %s\n", strings.TrimSpace("fpmd "+c.name+" "+c.args), c.about)
+		fmt.Fprintf(&s, "  %-37s %s\n", strings.TrimSpace("fpmd "+c.name+" "+c.args), c.about)
 	}
 	s.WriteString(`
-fpmd COMMAND --help tells more of each. FILE is ` + defaultConfig + ` unless given.
+fpmd COMMAND --help tells more. FILE is ` + defaultConfig + ` unless given.
 
 exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool not
 reachable, 78 wrong configuration; request: 22 for an answer of 400 or more.
@@ -76,9 +78,29 @@ func parseFlags(f *flag.FlagSet, args []string, help string, stdout io.Writer) e
 		fmt.Fprint(stdout, help)
 		return errHelp
 	case err != nil:
+		if name, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); unknown {
+			return unknownFlag(f, name)
+		}
 		return usageError("%v: %s --help", err, f.Name())
 	}
 	return nil
+}
+
+func unknownFlag(f *flag.FlagSet, name string) error {
+	var names []string
+	f.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+	if near := manager.Nearest(name, names); near != "" {
+		return usageError("unknown flag %s: did you mean %s?", dashed(name), dashed(near))
+	}
+	return usageError("unknown flag %s: %s --help lists them", dashed(name), f.Name())
+}
+
+// dashed is how a flag is written.
+func dashed(name string) string {
+	if len(name) > 1 {
+		return "--" + name
+	}
+	return "-" + name
 }
 
 // done turns help that was given into success.

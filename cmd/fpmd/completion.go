@@ -53,10 +53,7 @@ func (c command) options() (os []option) {
 		return nil
 	}
 	c.flags.VisitAll(func(f *flag.Flag) {
-		o := option{flag: "-" + f.Name}
-		if len(f.Name) > 1 {
-			o.flag = "-" + o.flag
-		}
+		o := option{flag: dashed(f.Name)}
 		_, o.repeated = f.Value.(*repeated)
 		b, ok := f.Value.(interface{ IsBoolFlag() bool })
 		o.value, o.about = flag.UnquoteUsage(f)

@@ -406,11 +406,29 @@ func TestRequestCommand(t *testing.T) {
 			}
 		})
 	}
-	if err := os.Remove(filepath.Join(dir, "app.sock")); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmdRequest(t.Context(), []string{"app", "/", "-c", config}, io.Discard, io.Discard); exitCode(err) != exitUnavailable {
-		t.Errorf("without a socket: %v, exit code %d", err, exitCode(err))
+	sock := filepath.Join(dir, "app.sock")
+	for _, c := range []struct {
+		name  string
+		leave func(*net.UnixListener)
+		cause string
+	}{
+		{"a socket that nobody listens on", func(l *net.UnixListener) { l.SetUnlinkOnClose(false) }, "connection refused"},
+		{"without a socket", func(*net.UnixListener) {}, "no such file or directory"},
+	} {
+		if err := os.Remove(sock); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.leave(l)
+		l.Close()
+		err = cmdRequest(t.Context(), []string{"app", "/", "-c", config}, io.Discard, io.Discard)
+		want := c.cause + ": fpmd does not run, or listens elsewhere than " + config + " says (listen of [pool.app])"
+		if exitCode(err) != exitUnavailable || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v, exit code %d", c.name, err, exitCode(err))
+		}
 	}
 	if err := cmdRequest(t.Context(), []string{"app", "/", "-c", "/nonexistent"}, io.Discard, io.Discard); exitCode(err) != exitConfig {
 		t.Errorf("without a configuration: %v, exit code %d", err, exitCode(err))

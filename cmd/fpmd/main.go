@@ -2,7 +2,7 @@
 // applications in pools of prefork worker processes, behind a web server.
 //
 //	fpmd serve [-c FILE] [--http ADDR]    run the supervisor in the foreground
-//	fpmd check [-c FILE] [--boot|--print] read the configuration and say what is wrong
+//	fpmd check [-c FILE] [--boot|--print] say what is wrong with the configuration
 //	fpmd request POOL PATH [...]          send one request to a pool's socket
 //	fpmd completion SHELL                 write completion for bash, zsh or fish
 //	fpmd version                          say which fpmd this is
@@ -95,6 +95,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return c.run(ctx, args[1:], stdout, stderr)
 		}
 	}
+	var names []string
+	for _, c := range commands() {
+		names = append(names, c.name)
+	}
+	if near := manager.Nearest(name, names); near != "" {
+		return usageError("unknown command %q: did you mean %s?", args[0], near)
+	}
 	return usageError("unknown command %q: fpmd --help lists them", args[0])
 }
 
@@ -115,6 +122,9 @@ func version() string {
 // loadConfig reads the configuration; what is wrong with it ends the command with exitConfig.
 func loadConfig(path string) (*manager.Config, error) {
 	cfg, err := manager.Load(path, manager.LoadOptions{})
+	if e, ok := errors.AsType[manager.ConfigError](err); ok && e.Line == 0 { // it could not be read
+		err = fmt.Errorf("%w; -c FILE names another", err)
+	}
 	if err != nil {
 		return nil, &exitError{exitConfig, err}
 	}

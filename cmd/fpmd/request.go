@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"fpmd/fcgi"
 	"fpmd/manager"
 )
@@ -145,7 +147,7 @@ func (l *requestLine) send(ctx context.Context, network, address string, stdout,
 	res, err := client.Do(ctx, req)
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
-		return &exitError{exitUnavailable, fmt.Errorf("pool %s: %w", l.pool, err)}
+		return &exitError{exitUnavailable, fmt.Errorf("pool %s: %w%s", l.pool, err, l.unreachable(err))}
 	}
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", l.pool, err)
@@ -170,6 +172,18 @@ func (l *requestLine) send(ctx context.Context, network, address string, stdout,
 		return &exitError{exitHTTPError, fmt.Errorf("pool %s: %s %s: %d %s", l.pool, l.method, l.path, status, reason)}
 	}
 	return nil
+}
+
+// unreachable is what it usually means that nobody took the connection, behind the error
+// that says so.
+func (l *requestLine) unreachable(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Sprintf(": fpmd does not run, or listens elsewhere than %s says (listen of [pool.%s])", l.config, l.pool)
+	case errors.Is(err, unix.EACCES):
+		return ": whoever may write to a socket may connect: root, listen_owner, and listen_group as a rule"
+	}
+	return ""
 }
 
 // request is what the command line asks for.
