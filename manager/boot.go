@@ -87,7 +87,7 @@ func (p *pool) try(ctx context.Context) Trial {
 var hints = []struct{ text, hint string }{
 	{"No module named", "the module is not below directory or python_path, or python is not the interpreter of its virtual environment"},
 	{"ImportError", "a package is missing or of another version than the application wants: look at python, and at what is installed for it"},
-	{"SyntaxError", "the application is written for another version of Python than python runs"},
+	{"SyntaxError", "a slip of the pen at the line that the output names; where that is right, the application wants another version of Python than python runs"},
 	{"ermission denied", "the worker's user may not read the application, or not enter a folder on the way to it: look at user, and at the folders' modes"},
 	{"not found on PATH", "the program is not installed, or env gives another PATH"},
 	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},

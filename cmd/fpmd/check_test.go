@@ -16,6 +16,7 @@ func TestCheckBoot(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	write(t, filepath.Join(dir, "broken.py"), "import nonesuch\n")
+	write(t, filepath.Join(dir, "typo.py"), "def application(environ, start_response)\n    return []\n")
 	write(t, filepath.Join(dir, "deaf.py"), `
 import os, time
 os.write(int(os.environ["FPMD_HANDSHAKE_FD"]), b"1|1|unix|1|exchange\n")
@@ -35,6 +36,12 @@ wsgi = "broken:application"
 directory = %q
 python = %q
 %s
+[pool.typo]
+listen = %q
+wsgi = "typo:application"
+directory = %q
+python = %q
+%s
 [pool.other]
 listen = %q
 command = ["/bin/true"]
@@ -43,7 +50,8 @@ command = ["/bin/true"]
 listen = %q
 command = [%q, %q]
 start_timeout = "2s"
-%s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who,
+%s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who,
+		filepath.Join(dir, "typo.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who,
 		filepath.Join(dir, "deaf.sock"), interpreter, filepath.Join(dir, "deaf.py"), who))
 	tmp := t.TempDir()
 	run := func(file string) (string, int) {
@@ -63,8 +71,9 @@ start_timeout = "2s"
 		"pool app: a worker was ready after ",
 		"pool broken: no worker comes up\n", "ModuleNotFoundError: No module named 'nonesuch'", "line 1, in <module>",
 		"  directory    " + dir + "\n", "  usually      the module is not below directory or python_path",
+		"pool typo: no worker comes up\n", "SyntaxError: ", "  usually      a slip of the pen at the line that the output names",
 		"pool other: no worker comes up\n", "  error        exited with status 0 before it was ready\n", "  usually      the program is no worker",
-		"fpmd: check --boot: no worker comes up of 3 of 4 pools",
+		"fpmd: check --boot: no worker comes up of 4 of 5 pools",
 		"pool deaf: no worker comes up\n",
 	} {
 		if !strings.Contains(out, want) {
