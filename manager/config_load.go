@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -450,32 +449,6 @@ func parseDocument(path string, text []byte) (*document, *ConfigError) {
 	}
 	doc.meta = meta
 	return doc, nil
-}
-
-var definedTwice = regexp.MustCompile(`^Key '(.+)' has already been defined`)
-
-// syntaxError is what the parser has to say of text.
-func syntaxError(text string, err error) *ConfigError {
-	perr, ok := errors.AsType[toml.ParseError](err)
-	if !ok {
-		return &ConfigError{Line: 1, Want: "not TOML: " + err.Error()}
-	}
-	// Not its Line, which is the next one when the end of a line surprised it.
-	e := &ConfigError{
-		Line: lineAt(text, perr.Position.Start),
-		Want: "not TOML: " + strings.TrimSuffix(perr.Message, "."),
-	}
-	if m := definedTwice.FindStringSubmatch(perr.Message); m != nil {
-		e.Key, e.Want = m[1], "defined a second time: want it once"
-		return e
-	}
-	// The parser's last key may be one that was well and is many lines above.
-	lines := strings.Split(text, "\n")
-	name := perr.LastKey[strings.LastIndex(perr.LastKey, ".")+1:]
-	if name != "" && strings.Contains(lines[e.Line-1], name) {
-		e.Key = perr.LastKey
-	}
-	return e
 }
 
 // lineAt is the number of the line that byte offset belongs to. The parser's offsets can
