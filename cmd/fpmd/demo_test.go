@@ -67,6 +67,15 @@ func (d *demo) tryOut(v visitor) {
 	t := d.t
 	t.Helper()
 	base := "http://" + d.addr
+	d.waitLog("ends it, and leaves nothing behind")
+	for _, path := range []string{"/hello", "/env", "/pool", "/stream", "/boom"} {
+		if !strings.Contains(d.log.String(), " "+base+path+" ") {
+			t.Errorf("%s is not among what there is to try", path)
+		}
+	}
+	if log := d.log.String(); strings.Contains(log, "pool.demo.listen") {
+		t.Errorf("it warns of its socket, which is for nobody but the demo:\n%s", log)
+	}
 	status, page := get(t, base+"/")
 	shown := regexp.MustCompile(`Worker <b>(\d+)</b>(?s:.*)<b>([^<]+)</b>who it is`).FindStringSubmatch(page)
 	if status != 200 || shown == nil {
@@ -155,8 +164,12 @@ func (d *demo) endBy(sig syscall.Signal, all bool) {
 	if err := syscall.Kill(target, sig); err != nil {
 		t.Fatal(err)
 	}
-	if code := d.waitExit(); code != 128+int(sig) {
-		t.Errorf("exit code %d, want %d", code, 128+int(sig))
+	want := 128 + int(sig)
+	if sig == syscall.SIGINT { // else make would call it an error
+		want = 0
+	}
+	if code := d.waitExit(); code != want {
+		t.Errorf("exit code %d, want %d", code, want)
 	}
 	if left := slices.DeleteFunc(family, func(pid int) bool { return !alive(pid) }); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
@@ -198,8 +211,12 @@ func TestDemoPaths(t *testing.T) {
 		{"/boom", 500, ""},
 		{"/elsewhere", 404, "/hello"},
 	} {
-		if status, body := get(t, "http://"+d.addr+ask.path); status != ask.status || !strings.Contains(body, ask.part) {
+		status, body := get(t, "http://"+d.addr+ask.path)
+		if status != ask.status || !strings.Contains(body, ask.part) {
 			t.Errorf("%s: %d %q, want %d and %q", ask.path, status, body, ask.status, ask.part)
+		}
+		if !strings.HasSuffix(body, "\n") { // the prompt of who asks with curl would stand behind it
+			t.Errorf("%s: no newline at the end of %q", ask.path, body)
 		}
 	}
 	leaveAfter(t, "http://"+d.addr+"/stream", regexp.MustCompile(`^1: worker \d+, `))

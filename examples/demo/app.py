@@ -63,7 +63,7 @@ def boom(environ, start_response):
 def pool(environ, start_response):
     answer = {"answers": os.getpid(), "served": served, "parent": os.getppid(), "workers": workers()}
     start_response("200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
-    return [json.dumps(answer).encode()]
+    return [json.dumps(answer).encode() + b"\n"]
 
 
 def workers():

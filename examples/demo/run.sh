@@ -40,7 +40,7 @@ clean() {
   rm -rf "$dir"
 }
 trap clean EXIT
-trap 'exit 130' INT
+trap 'exit 0' INT # who ends a demo has done nothing wrong
 trap 'exit 143' TERM HUP
 
 chmod 755 "$dir"
@@ -58,6 +58,7 @@ user        = "nobody"
 
 [pool.demo]
 listen      = $(quoted "$dir/demo.sock")
+listen_mode = "0666" # as open as the port is
 wsgi        = "app:application"
 directory   = $(quoted "$app")
 python      = $(quoted "$python")
@@ -89,6 +90,7 @@ try() { printf '  %-46s  %s\n' "$@"; }
 printf '\n  The demo is at  http://%s/\n\n' "$addr"
 try "curl -i http://$addr/hello"  "one line, and who says it"
 try "curl http://$addr/env"       "what a WSGI application is given"
+try "curl http://$addr/pool"      "the pool's workers, as JSON"
 try "curl -N http://$addr/stream" "an answer that comes line by line"
 try "curl -i http://$addr/boom"   "an exception: 500, and its traceback here"
 try "kill -HUP $pid"              "roll all workers; no request is lost"
