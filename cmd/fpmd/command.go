@@ -27,7 +27,7 @@ func commands() []command {
 		{"serve", "[-c FILE] [--http ADDR]", "run the supervisor in the foreground", new(serveLine).flags(), nil, cmdServe},
 		{"check", "[-c FILE] [--boot|--print]", "say what is wrong with the configuration", new(checkLine).flags(), nil, cmdCheck},
 		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
-		{"completion", "SHELL", "write completion for bash, zsh or fish", newFlags("completion"), shells, cmdCompletion},
+		{"completion", "SHELL", "write completion for bash, zsh or fish", new(completionLine).flags(), shells, cmdCompletion},
 		{"version", "", "say which fpmd this is", nil, nil, cmdVersion},
 		{"help", "", "say this", nil, nil, cmdHelp},
 	}

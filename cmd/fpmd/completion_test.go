@@ -48,7 +48,7 @@ type question struct {
 }
 
 // questions cover every command and every flag; the shell is in a folder that
-// holds fpmd.toml and "my pools/blog.toml".
+// holds fpmd.toml, which has the pool app, and "my pools/blog.toml", which has blog.
 func questions() (qs []question) {
 	var names []string
 	for _, c := range commands() {
@@ -74,19 +74,31 @@ func questions() (qs []question) {
 		question{[]string{"se"}, []string{"serve"}},
 		question{[]string{"request", "-c", "fpmd.toml", "--par"}, []string{"--param"}},
 		question{[]string{"request", "serve", "--ht"}, nil}, // a pool of that name has no --http
-		question{[]string{"fp"}, nil},                       // no file either
+		question{[]string{"request", "-c", "fpmd.toml", "a"}, []string{"app"}},
+		question{[]string{"request", "-i", "-X", "app", "-c", "my pools/blog.toml", "bl"}, []string{"blog"}},
+		question{[]string{"request", "-c", "fpmd.toml", "app", "a"}, nil}, // it takes one
+		question{[]string{"request", "-c", "none.toml", "a"}, nil},
+		question{[]string{"check", "-c", "fpmd.toml", "a"}, nil},
+		question{[]string{"fp"}, nil}, // no file either
 		question{[]string{"exec"}, nil},
 		question{[]string{"nonesuch", "-"}, nil},
 	)
 }
 
 // completionFor writes what "fpmd completion" writes for a shell into the folder
-// that the questions are about.
+// that the questions are about. An fpmd is on PATH.
 func completionFor(t *testing.T, shell string) (script string) {
 	t.Helper()
+	bin := t.TempDir()
+	if err := os.Symlink(os.Args[0], filepath.Join(bin, "fpmd")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("FPMD_TEST_MAIN", "1")
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "fpmd.toml"), "")
-	write(t, filepath.Join(dir, "my pools/blog.toml"), "")
+	config := poolConfig(dir, `command = ["/bin/true"]`)
+	write(t, filepath.Join(dir, "fpmd.toml"), config)
+	write(t, filepath.Join(dir, "my pools/blog.toml"), strings.Replace(config, "pool.app", "pool.blog", 1))
 	var text strings.Builder
 	if err := run(t.Context(), []string{"completion", shell}, &text, io.Discard); err != nil {
 		t.Fatal(err)
