@@ -345,11 +345,8 @@ func exitStatusOf(ws syscall.WaitStatus) exitStatus {
 
 // fromOutside reports whether a signal ended it that a process does not bring upon itself.
 func (s exitStatus) fromOutside() bool {
-	switch s.signal {
-	case 0, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGSYS, unix.SIGTRAP:
-		return false
-	}
-	return true
+	own := []syscall.Signal{0, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV, unix.SIGSYS, unix.SIGTRAP}
+	return !slices.Contains(own, s.signal)
 }
 
 // String reads after the name of a process: `killed by SIGSEGV (core dumped)`.
