@@ -7,7 +7,8 @@ import (
 
 // An outcome is how a request ended, in the one list that there is. It is in
 // the access log of every request, and in the header Fpmd-Outcome of every
-// answer that fpmd makes itself; an application's answer is not altered.
+// answer that fpmd makes itself; an application's answer is not altered. Of
+// appError it is the workers' hosts that write the answer, in the same words.
 type outcome uint8
 
 const (

@@ -212,7 +212,9 @@ func (e *exchange) fail(cause error, stack []byte) {
 		e.ctx.end()
 		return // nobody is there to be told, and the application has done nothing wrong
 	}
-	v := e.environ.Variables
+	// Anew: those that the application has are its own to alter, by now perhaps in a
+	// goroutine that it left behind.
+	v, _ := protocol.ParseEnviron(e.x.Environ()) // handle did it before
 	e.host.logf("%s %q: %v\n%s", v["REQUEST_METHOD"], v["REQUEST_URI"], cause, stack)
 	if e.x.Answered() {
 		return // complete, whatever happened afterwards
@@ -221,11 +223,12 @@ func (e *exchange) fail(cause error, stack []byte) {
 		_ = e.x.Cut(true)
 		return
 	}
-	page := "Internal Server Error\n"
+	// As the supervisor's own pages, in manager/outcome.go.
+	page := "500 Internal Server Error: app_error\n"
 	if e.host.debug {
 		page = fmt.Sprintf("%s\n%v\n%s", page, cause, stack)
 	}
-	block := fmt.Appendf(nil, "Status: 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n", len(page))
+	block := fmt.Appendf(nil, "Status: 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: %d\r\nFpmd-Outcome: app_error\r\nFpmd-Request-Id: %s\r\n\r\n", len(page), v["REQUEST_ID"])
 	if v["REQUEST_METHOD"] == http.MethodHead {
 		page = ""
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -143,9 +144,12 @@ func TestPanicIsTold(t *testing.T) {
 		p := startProcess(t, protocol.EnvThreads+"=1", protocol.EnvDebug+"="+strconv.Itoa(debug))
 		s := &supervisor{log: p.stderr}
 		s.dial(t, p.addr)
-		a := s.do(t, "REQUEST_URI=/panic")
+		a := s.do(t, "REQUEST_URI=/panic", "REQUEST_ID=abc-1")
 		if told := bytes.Contains([]byte(a.body), []byte("testApp")); a.status != 500 || !a.failed || told != (debug == 1) {
 			t.Errorf("debug = %d: %+v", debug, a)
+		}
+		if outcome, id := a.header.Get("Fpmd-Outcome"), a.header.Get("Fpmd-Request-Id"); outcome != "app_error" || id != "abc-1" || !strings.HasPrefix(a.body, "500 Internal Server Error: app_error\n") {
+			t.Errorf("debug = %d: outcome %q of request %q, page %q", debug, outcome, id, a.body)
 		}
 		s.Close()
 		p.Process.Signal(syscall.SIGTERM)

@@ -261,25 +261,25 @@ func TestApplicationAnswers(t *testing.T) {
 		}), answer{status: 200, frames: 2, cut: true, failed: true}, "sent already"},
 		{
 			"error before the answer", app(func(_ Environ, _ StartResponse, yield yield) { yield(nil, errors.New("no database")) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			`GET "/": no database`,
 		},
 		{"error after start", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, 2)
 			yield(nil, errors.New("no database"))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "no database"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "no database"},
 		{"error in the answer", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, -1)
 			_ = yield([]byte("ab"), nil) && yield(nil, errors.New("no database"))
 		}), answer{status: 200, body: "ab", frames: 2, cut: true, failed: true}, "no database"},
 		{
 			"panic before the answer", app(func(Environ, StartResponse, yield) { panic("oh no") }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			"worker_test.go",
 		},
 		{
 			"panic in the call itself", func(context.Context, Environ, StartResponse) iter.Seq2[[]byte, error] { panic("oh no") },
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			"panic: oh no",
 		},
 		{"panic in the answer", app(func(_ Environ, start StartResponse, yield yield) {
@@ -300,12 +300,12 @@ func TestApplicationAnswers(t *testing.T) {
 		}), answer{status: 200, body: "a", frames: 1}, "more than its Content-Length"},
 		{
 			"never started", app(func(_ Environ, _ StartResponse, yield yield) { yield([]byte("ab"), nil) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			"before it called start",
 		},
 		{
 			"nothing at all", app(func(Environ, StartResponse, yield) {}),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			"before it called start",
 		},
 		{"longer than it said", app(func(_ Environ, start StartResponse, yield yield) {
@@ -323,24 +323,24 @@ func TestApplicationAnswers(t *testing.T) {
 		},
 		{"forges a header", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"X": {"a\r\nSet-Cookie: b"}}))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "not fit for a header block"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "not fit for a header block"},
 		{"forges a status", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"Status": {"404 Not Found"}}))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "the status is given apart"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "the status is given apart"},
 		{"speaks for the connection", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"Transfer-Encoding": {"chunked"}}))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "the web server's concern"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "the web server's concern"},
 		{"two lengths", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"Content-Length": {"1"}, "content-length": {"2"}}))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "want one number"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "want one number"},
 		{
 			"status out of range", app(func(_ Environ, start StartResponse, yield yield) { yield(nil, start(99, nil)) }),
-			answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true},
+			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
 			"want 200 to 599",
 		},
 		{"headers that are too long", app(func(_ Environ, start StartResponse, yield yield) {
 			yield(nil, start(200, http.Header{"X": {strings.Repeat("x", protocol.MaxHeaderBlock)}}))
-		}), answer{status: 500, body: "Internal Server Error\n", frames: 1, failed: true}, "at most 65535"},
+		}), answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true}, "at most 65535"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -99,9 +99,9 @@ func TestRogueApplications(t *testing.T) {
 	})
 	d.wait("load", func() bool { return l.total("fine") > 20 })
 	for path, want := range map[string]string{
-		"/none": "500", "/unstarted": "500", "/bad-status": "500", "/bad-headers": "500", "/bad-header": "500",
-		"/bad-block": "500", "/bad-result": "500", "/bad-write": "500", "/recursion": "500",
-		"/sys.exit": "500", "/keyboard": "500",
+		"/none": "500 app_error", "/unstarted": "500 app_error", "/bad-status": "500 app_error", "/bad-headers": "500 app_error", "/bad-header": "500 app_error",
+		"/bad-block": "500 app_error", "/bad-result": "500 app_error", "/bad-write": "500 app_error", "/recursion": "500 app_error",
+		"/sys.exit": "500 app_error", "/keyboard": "500 app_error",
 		"/_exit": "502 worker_died", "/abort": "502 worker_died",
 		"/exec": "502", "/closerange": "502", "/close-connection": "502", // the lifeline is closed as well, which kills it: either is first
 		"/stop": "504 timeout",

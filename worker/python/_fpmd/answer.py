@@ -50,10 +50,11 @@ class Answer:
     excess = 0
     completed = None  # when the client had all of a streamed answer whose length is known
 
-    def __init__(self, connection, number, head):
+    def __init__(self, connection, number, head, request_id):
         self.connection = connection
         self.echo = number & 0xFFFF
         self.head = head
+        self.request_id = request_id  # before the application has the environ, which it may alter
 
     def start_response(self, status, headers, exc_info=None):
         if exc_info:
@@ -194,8 +195,11 @@ class Answer:
 
     def fail(self, page):
         """Answers 500 with page, in place of whatever the application had in mind."""
+        # As the supervisor's own pages, in manager/outcome.go.
         block = b"Status: 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\n" \
-                b"Content-Length: %d\r\n\r\n" % len(page)
+                b"Cache-Control: no-store\r\nContent-Length: %d\r\n" \
+                b"Fpmd-Outcome: app_error\r\nFpmd-Request-Id: %s\r\n\r\n" % (
+                    len(page), self.request_id.encode("latin-1"))
         self.code = 500
         self._response(block, b"" if self.head else page, FLAG_LAST | FLAG_FAILED)
 

@@ -98,7 +98,7 @@ def _serve(worker, connection):
         environ.update(shared)
         environ["wsgi.input"] = _EMPTY if body is None else body
         environ["wsgi.url_scheme"] = environ.get("REQUEST_SCHEME", "http")
-        answer = Answer(connection, number, environ.get("REQUEST_METHOD") == "HEAD")
+        answer = Answer(connection, number, environ.get("REQUEST_METHOD") == "HEAD", environ.get("REQUEST_ID", ""))
         if held:
             answer.hold = True
             held -= 1
@@ -158,7 +158,7 @@ def _fail(worker, environ, answer, error):
         return
     try:
         if not answer.started:
-            page = "500 Internal Server Error\n"
+            page = "500 Internal Server Error: app_error\n"
             if worker.debug:
                 page += "\n" + told + "\n"
             answer.fail(page.encode("utf-8", "backslashreplace"))

@@ -415,10 +415,16 @@ class Failure(HostTest):
     def test_traceback_is_in_the_log_and_not_in_the_page(self):
         answer = self.run_app("raise LookupError('secret') from KeyError('cause')")
         log = self.failed(answer, "LookupError: secret")
-        self.assertEqual(answer.text, "500 Internal Server Error\n")
+        self.assertEqual(answer.text, "500 Internal Server Error: app_error\n")
         self.assertIn("the application failed on GET /run (0123456789abcdef)\nKeyError: 'cause'", log)
         self.assertIn("apps.py", log)
         self.assertNotIn("_fpmd", log)
+
+    def test_page_has_outcome_and_request_id_as_the_supervisors(self):
+        answer = self.run_app("environ['REQUEST_ID'] = 7; 1/0")
+        self.assertEqual(answer.lines, [
+            "Status: 500 Internal Server Error", "Content-Type: text/plain; charset=utf-8", "Cache-Control: no-store",
+            "Content-Length: %d" % len(answer.body), "Fpmd-Outcome: app_error", "Fpmd-Request-Id: 0123456789abcdef"])
 
     def test_head_gets_no_page(self):
         self.assertEqual(self.run_app("1/0", "HEAD").body, b"")

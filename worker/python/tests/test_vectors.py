@@ -37,7 +37,7 @@ def encoded(frame):
     """A frame to the supervisor, as the host writes it."""
     kind, flags, body = frame["type"], flags_of(frame), frame.get("body", "").encode("latin-1")
     recorder = Recorder()
-    one = answer.Answer(recorder, frame.get("number", 0), False)
+    one = answer.Answer(recorder, frame.get("number", 0), False, "")
     if kind == "GREETING":
         return wire.HEADER.pack(wire.GREETING, 0, wire.VERSION, 0)
     if kind == "WITHDRAWN":
