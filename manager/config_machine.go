@@ -148,6 +148,14 @@ func (m *machine) self() string {
 	return "uid " + strconv.Itoa(m.euid)
 }
 
+// searchPath is the PATH that workers get, of pools that give none.
+func (m *machine) searchPath() string {
+	if path, ok := m.lookupEnv("PATH"); ok && path != "" {
+		return path
+	}
+	return defaultPath
+}
+
 // program looks for name in the folders of path, and says what stands in its way.
 func (m *machine) program(name, path string) error {
 	if strings.Contains(name, "/") {

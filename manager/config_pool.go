@@ -472,10 +472,7 @@ func (d *draft) searchPath() string {
 	if path, ok := d.Env["PATH"]; ok {
 		return path
 	}
-	if path, ok := d.l.lookupEnv("PATH"); ok && path != "" {
-		return path
-	}
-	return defaultPath
+	return d.l.searchPath()
 }
 
 // checkUser finds whom the workers become.

@@ -24,6 +24,7 @@ func (c *Config) warnings(f facts) []ConfigError {
 	w := &warner{cfg: c, facts: f}
 	for _, p := range c.Pools {
 		w.sockets(p)
+		w.files(p)
 		w.times(p)
 	}
 	w.descriptors()
@@ -89,7 +90,7 @@ func (w *warner) barred(p *PoolConfig, path string) (key, why string, value any)
 	}
 	for i, u := range w.webUsers {
 		k, reason, v := "", "", any(nil)
-		if dir := w.closed(u, path); dir != "" {
+		if dir := w.closed(&u.Credential, path); dir != "" {
 			k, v = "listen", path
 			reason = fmt.Sprintf("it can't enter %s: chmod o+x %s, or want a socket in another folder", dir, dir)
 		} else if !u.may(owner, group, p.ListenMode, 0o2) {
@@ -114,9 +115,9 @@ func (w *warner) barred(p *PoolConfig, path string) (key, why string, value any)
 	return key, why, value
 }
 
-// closed is the first folder on the way to path that u can't enter; "": none. Folders that
+// closed is the first folder on the way to path that c can't enter; "": none. Folders that
 // are not there yet are fpmd's or systemd's to make, and open.
-func (w *warner) closed(u webUser, path string) string {
+func (w *warner) closed(c *Credential, path string) string {
 	var dirs []string
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		dirs = append(dirs, dir)
@@ -125,7 +126,7 @@ func (w *warner) closed(u webUser, path string) string {
 		}
 	}
 	for _, dir := range slices.Backward(dirs) {
-		if st, err := w.stat(dir); err == nil && !u.may(st.uid, st.gid, st.mode, 0o1) {
+		if st, err := w.stat(dir); err == nil && !c.may(st.uid, st.gid, st.mode, 0o1) {
 			return dir
 		}
 	}
@@ -138,16 +139,23 @@ type webUser struct {
 	group string // name of its group
 }
 
-// may reports whether the file's permissions give u what bit means, which is
-// the others' bit.
-func (u webUser) may(uid, gid int, mode, bit os.FileMode) bool {
+// may reports whether the file's permissions give c what bits mean, which are
+// the others' bits.
+func (c *Credential) may(uid, gid int, mode, bits os.FileMode) bool {
+	_, shift := c.class(uid, gid)
+	return mode>>shift&bits == bits
+}
+
+// class is whose permissions of a file count for c, as chmod has it, and where they
+// stand in its mode.
+func (c *Credential) class(uid, gid int) (who string, shift int) {
 	switch {
-	case int(u.UID) == uid:
-		bit <<= 6
-	case slices.Contains(u.Groups, uint32(gid)):
-		bit <<= 3
+	case int(c.UID) == uid:
+		return "u", 6
+	case slices.Contains(c.Groups, uint32(gid)):
+		return "g", 3
 	}
-	return mode&bit != 0
+	return "o", 0
 }
 
 // times warns of ends that come before what they should wait for.

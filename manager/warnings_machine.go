@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,8 @@ import (
 // which a test can be another machine. A number that is 0 is not known, or no limit.
 type facts struct {
 	euid, egid int
+	groups     []int  // supplementary, of fpmd
+	path       string // where programs are looked for
 	somaxconn  int
 	nofile     int   // RLIMIT_NOFILE, hard: the runtime raises the soft one
 	nproc      int   // RLIMIT_NPROC
@@ -25,9 +28,12 @@ type facts struct {
 	unit       unit
 	webUsers   []webUser
 	stat       func(path string) (fileFacts, error)
+	resolve    func(path string) (string, error) // its links
+	userOf     func(uid int) string              // its name, or the number
 }
 
-// fileFacts is who may do what with a file.
+// fileFacts is who may do what with a file. One with an access control list is open
+// to all: its mode does not say to whom.
 type fileFacts struct {
 	mode     os.FileMode
 	uid, gid int
@@ -44,14 +50,19 @@ type unit struct {
 
 // thisFacts are this machine's, for the configuration at config.
 func thisFacts(config string) facts {
+	m := thisMachine()
 	f := facts{
 		euid: os.Geteuid(), egid: os.Getegid(),
 		somaxconn: int(readNumber("/proc/sys/net/core/somaxconn")),
 		nofile:    limit(unix.RLIMIT_NOFILE, true),
 		nproc:     limit(unix.RLIMIT_NPROC, false),
-		webUsers:  webUsersOf(thisMachine()),
+		webUsers:  webUsersOf(m),
+		path:      m.searchPath(),
 		stat:      statFacts,
+		resolve:   filepath.EvalSymlinks,
+		userOf:    m.userOf,
 	}
+	f.groups, _ = m.ownGroups() // without them more is closed to us than is, which is but a warning
 	f.bytes, f.bytesOf = memTotal(), "MemTotal of /proc/meminfo"
 	f.lower(cgroupMemory("/sys/fs/cgroup", ownCgroup()))
 	switch name, user := ownUnit(); {
@@ -147,7 +158,11 @@ func statFacts(path string) (fileFacts, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return fileFacts{}, err
 	}
-	return fileFacts{os.FileMode(st.Mode & 0o777), int(st.Uid), int(st.Gid)}, nil
+	mode := os.FileMode(st.Mode & 0o777)
+	if n, err := unix.Getxattr(path, "system.posix_acl_access", nil); err == nil && n > 0 {
+		mode = 0o777
+	}
+	return fileFacts{mode, int(st.Uid), int(st.Gid)}, nil
 }
 
 // webUsersOf are the users of m that web servers usually are: Debian's, that of nginx's own

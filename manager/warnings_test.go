@@ -13,7 +13,10 @@ import (
 // testFacts are a machine's on which nothing hurts: Debian's, seen by root.
 func testFacts() facts {
 	dirs := map[string]fileFacts{"/": {0o755, 0, 0}, "/run": {0o755, 0, 0}, "/run/fpmd": {0o755, 0, 0}, "/srv": {0o755, 0, 0}, "/srv/blog": {0o750, 1000, 1000}}
+	m := testMachine(0)
 	return facts{
+		path: "/usr/local/bin:/usr/bin", userOf: m.userOf,
+		resolve:   func(path string) (string, error) { return path, nil },
 		somaxconn: 4096, nofile: 65536, nproc: 10000, bytes: 1 << 30, bytesOf: "MemTotal of /proc/meminfo",
 		unit:     unit{name: "fpmd.service", stop: 90 * time.Second},
 		webUsers: []webUser{{Credential{UID: 33, GID: 33, Groups: []uint32{33}, Name: "www-data"}, "www-data"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -88,6 +89,64 @@ start_timeout = "2s"
 	}
 	if _, err := askOnce(d.sock()); err != nil {
 		t.Errorf("the running one: %v", err)
+	}
+}
+
+// What the worker's user does not get to, check says without starting one: no worker comes
+// up until the chmod that it names is done, and then it does.
+func TestCheckClosedToTheUser(t *testing.T) {
+	needRoot(t, "starts workers as another user")
+	for name, tt := range map[string]struct {
+		closed string
+		mode   os.FileMode
+		key    string
+	}{
+		"a folder on the way":  {".", 0o700, "directory"},
+		"a folder unlisted":    {"app", 0o711, "directory"},
+		"the application":      {"app/app.py", 0o600, "wsgi"},
+		"interpreter's folder": {"home", 0o700, "python"},
+		"interpreter":          {"home/python3", 0o744, "python"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := appDir(t)
+			write(t, filepath.Join(dir, "app/app.py"), helloApp)
+			write(t, filepath.Join(dir, "home/python3"), "#!/bin/sh\nexec "+interpreter+" \"$@\"\n")
+			config := filepath.Join(dir, "fpmd.toml")
+			text := poolConfig(dir, fmt.Sprintf("wsgi = \"app:application\"\ndirectory = %q\npython = \"../python3\"", filepath.Join(dir, "app")))
+			write(t, config, text)
+			closed := filepath.Join(dir, tt.closed)
+			if err := errors.Join(os.Chmod(filepath.Join(dir, "home/python3"), 0o755), os.Symlink("home/python3", filepath.Join(dir, "python3")), os.Chmod(closed, tt.mode)); err != nil {
+				t.Fatal(err)
+			}
+			check := func() (warning string, code int) {
+				cmd := exec.Command(os.Args[0], "check", "-c", config, "--boot")
+				cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+				out, _ := cmd.CombinedOutput() // its exit code says what there is to say
+				for line := range strings.Lines(string(out)) {
+					if strings.HasPrefix(line, "warning: ") && strings.Contains(line, "user nobody can't ") {
+						warning += line
+					}
+				}
+				return warning, cmd.ProcessState.ExitCode()
+			}
+			warning, code := check()
+			if code != exitFailure {
+				t.Errorf("a worker comes up: exit code %d", code)
+			}
+			before, _, _ := strings.Cut(text, tt.key+" = ")
+			want := fmt.Sprintf("warning: %s:%d: pool.app.%s: ", config, 1+strings.Count(before, "\n"), tt.key)
+			_, chmod, found := strings.Cut(warning, ": chmod ")
+			chmod, _, _ = strings.Cut(chmod, ", or want ")
+			if !strings.HasPrefix(warning, want) || !found || strings.Count(warning, "\n") != 1 {
+				t.Fatalf("warned %q, want %q and a chmod", warning, want)
+			}
+			if out, err := exec.Command("chmod", strings.Fields(chmod)...).CombinedOutput(); err != nil {
+				t.Fatalf("chmod %s: %v %s", chmod, err, out)
+			}
+			if warning, code := check(); warning != "" || code != 0 {
+				t.Errorf("after chmod %s: exit code %d, warned %q", chmod, code, warning)
+			}
+		})
 	}
 }
 
