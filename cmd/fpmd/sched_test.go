@@ -14,6 +14,7 @@ func TestSupervisorYields(t *testing.T) {
 	dir := appDir(t)
 	write(t, dir+"/app.py", "def application(environ, start_response):\n    start_response('200 OK', [])\n    return []\n")
 	d := serve(t, dir, wsgiPool(dir, "workers = 2"))
+	d.waitLogTimes("msg=\"worker ready\"", 2) // until then the second is fpmd exec-worker, as we are
 	supervisor := d.cmd.Process.Pid
 	workers := children(supervisor)
 	if len(workers) != 2 {
