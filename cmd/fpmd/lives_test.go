@@ -129,7 +129,9 @@ func TestLivesLeaveNothing(t *testing.T) {
 		},
 		func() { reload(config, good, "msg=reloaded") },
 		func() { reload(config, good+"nonsense = 1\n", `msg="reload refused"`) },
-		func() { reload(config, strings.Replace(good, command, `command = ["/bin/false"]`, 1), `msg="reload failed"`) },
+		func() {
+			reload(config, strings.Replace(good, command, `command = ["/bin/false"]`, 1), `msg="reload failed"`)
+		},
 		func() {
 			for range 20 {
 				ask(rand.N(len(fcgiRequest("/")) + 100))
