@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,15 +130,33 @@ func wsgiPool(dir, more string) string {
 func serve(t *testing.T, dir, config string) *process {
 	t.Helper()
 	d := launch(t, dir, config)
-	d.waitLog("every pool is ready")
+	d.waitWorkers(config)
 	return d
+}
+
+var workersKey = regexp.MustCompile(`(?m)^workers\s*=\s*(\d+)`)
+
+// waitWorkers waits until every pool is ready, and whole as far as config says how many
+// workers it has: the first is tried alone, and the others follow.
+func (d *process) waitWorkers(config string) {
+	d.t.Helper()
+	d.waitLog("every pool is ready")
+	all := 0
+	for _, m := range workersKey.FindAllStringSubmatch(config, -1) {
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		all += n
+	}
+	d.waitLogTimes("worker ready", all)
 }
 
 // serveWith is serve with another binary than the test's own.
 func serveWith(t *testing.T, binary, dir, config string) *process {
 	t.Helper()
 	d := launchBinary(t, binary, dir, config)
-	d.waitLog("every pool is ready")
+	d.waitWorkers(config)
 	return d
 }
 

@@ -165,7 +165,7 @@ func servePlain(t *testing.T, dir, more string) *process {
 	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
 	d.cmd.SysProcAttr = asPlain()
 	d.start()
-	d.waitLog("every pool is ready")
+	d.waitWorkers(config)
 	return d
 }
 
@@ -173,7 +173,7 @@ func servePlain(t *testing.T, dir, more string) *process {
 func serveIn(t *testing.T, setup, dir, config string) *process {
 	t.Helper()
 	d := launchIn(t, setup, dir, config)
-	d.waitLog("every pool is ready")
+	d.waitWorkers(config)
 	return d
 }
 
