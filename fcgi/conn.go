@@ -254,12 +254,10 @@ func (c *conn) poke() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
 
 // kill has the connection closed, by its reader: net's Close waits until the
 // reader is out of raw.Read, and would wait for ever when the reader calls it there.
-// It returns how many requests had not been answered to their end.
-func (c *conn) kill() (cut int) {
+func (c *conn) kill() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.killLocked()
-	return len(c.active) + c.ending
+	c.mu.Unlock()
 }
 
 func (c *conn) killLocked() {

@@ -226,8 +226,8 @@ func say(r *Request, text string) error {
 }
 
 // shutdown begins a Shutdown that has all the time it wants.
-func shutdown(t testing.TB, s *Server) <-chan int {
-	done := make(chan int, 1)
+func shutdown(t testing.TB, s *Server) <-chan error {
+	done := make(chan error, 1)
 	go func() { done <- s.Shutdown(context.Background()) }()
 	until(t, "it stops", s.stopping.Load)
 	return done

@@ -376,19 +376,19 @@ func (s *Server) runner(r *Request) {
 
 // Shutdown stops the server gently: what is in the listeners' backlogs is
 // still accepted, requests at work are answered, connections are closed when
-// idle. When ctx ends first, Close does the rest, and cut is how many requests had
-// not been answered to their end. Shutdown returns when no goroutine of the server is left.
-func (s *Server) Shutdown(ctx context.Context) (cut int) {
+// idle. When ctx ends first, Close does the rest; Shutdown returns ctx's error
+// then, and in any case only when no goroutine of the server is left.
+func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }() // ends with the last of them, at Close at the latest
 	select {
 	case <-done:
-		return 0
+		return nil
 	case <-ctx.Done():
-		cut = s.closeConns()
+		s.closeConns()
 		<-done
-		return cut
+		return ctx.Err()
 	}
 }
 
@@ -428,9 +428,8 @@ func (s *Server) stop() {
 	}
 }
 
-// closeConns closes what is open, and what the accept loops still bring. It returns how
-// many requests that cuts.
-func (s *Server) closeConns() (cut int) {
+// closeConns closes what is open, and what the accept loops still bring.
+func (s *Server) closeConns() {
 	s.mu.Lock()
 	conns := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -439,9 +438,8 @@ func (s *Server) closeConns() (cut int) {
 	s.closing = true
 	s.mu.Unlock()
 	for _, c := range conns {
-		cut += c.kill()
+		c.kill()
 	}
-	return cut
 }
 
 // Stats is a view of a Server at one moment.

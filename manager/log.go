@@ -45,6 +45,12 @@ func (f *lineFile) handler(format string, w io.Writer, level slog.Leveler) slog.
 	o := &slog.HandlerOptions{Level: level}
 	switch {
 	case format == "json":
+		o.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration { // as in the text format: "1.5ms", not a number of some unit
+				a.Value = slog.StringValue(a.Value.Duration().String())
+			}
+			return a
+		}
 		return slog.NewJSONHandler(w, o)
 	case f.terminal:
 		return newTerminalHandler(w, level, wantsColour())

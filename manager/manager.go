@@ -282,16 +282,21 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config) error {
 	}
 	wg.Wait()
 	m.cfg = cfg
-	var failed []string
+	var worked, failed []string
 	for i, p := range m.pools {
-		if errs[i] != nil {
+		if errs[i] == nil {
+			worked = append(worked, p.name)
+		} else {
 			failed = append(failed, p.name)
 		}
 	}
-	if len(failed) > 0 {
-		m.log.Error("reload failed", "pools", strings.Join(failed, ", "))
-	} else {
+	switch {
+	case len(failed) == 0:
 		m.log.Info("reloaded")
+	case ctx.Err() != nil:
+		m.log.Info("reload given up", "pools", strings.Join(failed, ", "), "cause", context.Cause(ctx))
+	default:
+		m.log.Error("reload failed", "pools", strings.Join(failed, ", "), "reloaded", strings.Join(worked, ", "))
 	}
 	return errors.Join(errs...)
 }

@@ -29,29 +29,30 @@ const (
 
 var outcomes = [...]struct {
 	name   string
-	status int // of the answer; for ok and appError the worker has its own
+	status int    // of the answer; for ok and appError the worker has its own
+	cause  string // where nothing more is known of a request
 }{
-	ok:           {"ok", http.StatusOK},
-	appError:     {"app_error", http.StatusInternalServerError},
-	timedOut:     {"timeout", http.StatusGatewayTimeout},
-	queueFull:    {"queue_full", http.StatusServiceUnavailable},
-	queueTimeout: {"queue_timeout", http.StatusServiceUnavailable},
-	clientGone:   {"client_gone", 499}, // nginx's number for it, in the log only
-	workerDied:   {"worker_died", http.StatusBadGateway},
-	bootFailed:   {"boot_failed", http.StatusServiceUnavailable},
-	badRequest:   {"bad_request", http.StatusBadRequest},
-	tooLarge:     {"too_large", http.StatusRequestEntityTooLarge},
-	slowClient:   {"slow_client", http.StatusRequestTimeout},
-	badAnswer:    {"bad_answer", http.StatusBadGateway},
-	stopping:     {"stopping", http.StatusServiceUnavailable},
+	ok:           {"ok", http.StatusOK, ""},
+	appError:     {"app_error", http.StatusInternalServerError, "the application failed"},
+	timedOut:     {"timeout", http.StatusGatewayTimeout, ""},
+	queueFull:    {"queue_full", http.StatusServiceUnavailable, "queue_size requests wait already"},
+	queueTimeout: {"queue_timeout", http.StatusServiceUnavailable, "no worker came free within queue_timeout"},
+	clientGone:   {"client_gone", 499, ""}, // nginx's number for it, in the log only
+	workerDied:   {"worker_died", http.StatusBadGateway, ""},
+	bootFailed:   {"boot_failed", http.StatusServiceUnavailable, "no worker of the pool comes up"},
+	badRequest:   {"bad_request", http.StatusBadRequest, ""},
+	tooLarge:     {"too_large", http.StatusRequestEntityTooLarge, ""},
+	slowClient:   {"slow_client", http.StatusRequestTimeout, ""},
+	badAnswer:    {"bad_answer", http.StatusBadGateway, ""},
+	stopping:     {"stopping", http.StatusServiceUnavailable, "fpmd stops"},
 }
 
 func (o outcome) String() string { return outcomes[o].name }
 func (o outcome) status() int    { return outcomes[o].status }
 
 // appendAnswer appends the whole answer that the web server gets for o: the
-// header block and, unless head, a page of one line.
-func (o outcome) appendAnswer(dst []byte, id string, head bool) []byte {
+// header block and, unless head, a page of one line, which is body bytes long.
+func (o outcome) appendAnswer(dst []byte, id string, head bool) (_ []byte, body int64) {
 	status := o.status()
 	page := strconv.Itoa(status) + " " + http.StatusText(status) + ": " + o.String() + "\n"
 	dst = append(dst, "Status: "...)
@@ -68,8 +69,8 @@ func (o outcome) appendAnswer(dst []byte, id string, head bool) []byte {
 	dst = append(dst, "\r\nFpmd-Request-Id: "...)
 	dst = append(dst, id...)
 	dst = append(dst, "\r\n\r\n"...)
-	if !head {
-		dst = append(dst, page...)
+	if head {
+		return dst, 0
 	}
-	return dst
+	return append(dst, page...), int64(len(page))
 }

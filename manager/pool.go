@@ -23,6 +23,8 @@ type pool struct {
 	listeners []*listener
 	access    *accessLog // nil: off
 	numbers   atomic.Uint64
+	cutting   atomic.Bool  // the stop is out of time: what has begun is not waited for
+	cuts      atomic.Int64 // requests that this has ended
 	backoff   backoff
 	patience  time.Duration              // of a second exchange
 	seconds   bool                       // the kernel has what it takes to send some
@@ -195,6 +197,9 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	}
 	if err != nil {
 		g.retire("its generation did not come up")
+		if ctx.Err() != nil {
+			return fmt.Errorf("pool %s: the reload was given up before the new workers had come up: %w", p.name, context.Cause(ctx))
+		}
 		next := "the old ones go on serving"
 		p.mu.Lock()
 		if p.noneReadyLocked() {
@@ -252,21 +257,51 @@ func (p *pool) noneReadyLocked() bool {
 	return true
 }
 
-// stop ends the pool. Until ctx ends, what was accepted is answered; then
-// what is left is cut. It returns when no process of the pool is left.
-func (p *pool) stop(ctx context.Context) {
-	for _, l := range p.listeners {
-		l.unlink() // nobody new finds it; who has connected is still accepted
-	}
-	if cut := p.server.Shutdown(ctx); cut > 0 {
-		p.log.Warn("requests cut by the stop", "requests", cut, "cause", context.Cause(ctx))
-	}
+// cutTime is how long clients whose requests are cut may take to be told so.
+const cutTime = time.Second
+
+// cut ends the requests that there are, and has none begin: all are answered that fpmd stops,
+// but those whose answer has begun, which ends there.
+func (p *pool) cut() {
+	p.cutting.Store(true)
+	var slots []*slot
 	p.mu.Lock()
 	p.stopped = true
 	for x, ok := p.queue.pop(); ok; x, ok = p.queue.pop() {
 		x.place, x.verdict = refused, stopping
 		x.tellLocked()
 	}
+	for w := range p.workers {
+		if w.state == busy || w.state == draining { // the others have no exchange
+			slots = append(slots, w.slots...)
+		}
+	}
+	p.mu.Unlock()
+	for _, s := range slots {
+		s.Abort()
+	}
+}
+
+// stop ends the pool. Until ctx ends, what was accepted is answered; then
+// what is left is cut. It returns when no process of the pool is left.
+func (p *pool) stop(ctx context.Context) {
+	for _, l := range p.listeners {
+		l.unlink() // nobody new finds it; who has connected is still accepted
+	}
+	told, enough := context.WithCancel(context.WithoutCancel(ctx))
+	defer enough()
+	late := context.AfterFunc(ctx, func() {
+		p.cut()
+		time.AfterFunc(cutTime, enough) // which ends Shutdown, if it has not ended
+	})
+	_ = p.server.Shutdown(told) // its error is told's
+	if !late() {
+		if n := p.cuts.Load(); n > 0 {
+			p.log.Warn("requests cut by the stop", "requests", n, "cause", context.Cause(ctx))
+		}
+	}
+	p.mu.Lock()
+	p.stopped = true
 	g := p.gen
 	p.mu.Unlock()
 	if g != nil {

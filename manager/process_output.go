@@ -39,9 +39,24 @@ type output struct {
 // readOutput reads both streams until drain.
 func readOutput(logger *slog.Logger, stdout, stderr *os.File) *output {
 	o := &output{streams: []*os.File{stdout, stderr}}
+	logger = slog.New(unfiltered{logger.Handler()})
 	o.readers.Go(func() { o.read(logger.With("stream", "stdout"), stdout) })
 	o.readers.Go(func() { o.read(logger.With("stream", "stderr"), stderr) })
 	return o
+}
+
+// An unfiltered handler takes lines of every level: log_level is for fpmd's own, and a
+// traceback has none.
+type unfiltered struct{ slog.Handler }
+
+func (unfiltered) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h unfiltered) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return unfiltered{h.Handler.WithAttrs(attrs)}
+}
+
+func (h unfiltered) WithGroup(name string) slog.Handler {
+	return unfiltered{h.Handler.WithGroup(name)}
 }
 
 // drain reads what is left in the pipes and closes them. It does not wait for

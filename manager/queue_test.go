@@ -225,9 +225,6 @@ func (s *site) awaitBegun(name string) {
 		defer s.mu.Unlock()
 		open := 0
 		for w := range s.workers {
-			if w.state == starting {
-				continue // its slots are still being made
-			}
 			for _, sl := range w.slots {
 				if sl.Open() || sl.behind != nil {
 					open++

@@ -95,6 +95,9 @@ func (p *pool) serve(r *fcgi.Request) {
 		}
 		o, x.cause = ok, ""
 	}
+	if o == clientGone && p.cutting.Load() {
+		o = stopping // it is we who left
+	}
 	if !x.sent && o != ok && o != appError && o != clientGone {
 		x.refuse(o)
 	}
@@ -372,6 +375,11 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		if o = clientGone; x.slow || x.noteSlow(x.req.Err()) {
 			o = slowClient
 		}
+		if x.pool.cutting.Load() {
+			x.pool.refuseSecond(s, stopping, "")
+			x.pool.discard(s) // and its worker is stopped in a moment
+			break
+		}
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.settle(s, after(time.Now(), cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
 	case errors.Is(err, protocol.ErrDeadline):
@@ -384,7 +392,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		o, x.cause = workerDied, "the worker died"
 		select {
 		case <-w.proc.done():
-			x.cause = "the worker " + w.proc.exit().String()
+			x.cause = "the worker is gone: " + w.proc.exit().String()
 			again = !s.Begun() && x.all
 			x.pool.refuseSecond(s, o, x.cause)
 			x.pool.discard(s)
@@ -418,7 +426,7 @@ func (x *exchange) refuse(o outcome) {
 	x.status, x.sent = o.status(), true
 	head := string(x.env.method) == "HEAD"
 	records := make([]byte, fcgi.HeaderLen, 512)
-	records = o.appendAnswer(records, x.env.id, head)
+	records, x.bytes = o.appendAnswer(records, x.env.id, head)
 	x.req.Frame(records, len(records)-fcgi.HeaderLen)
 	_ = x.req.SendLast(records) // its error is the client's having gone, which changes nothing now
 }
@@ -432,16 +440,16 @@ func (x *exchange) account(o outcome) {
 	if o == clientGone {
 		x.status = o.status()
 	}
+	if o == stopping && p.cutting.Load() {
+		p.cuts.Add(1)
+	}
 	if x.cause == "" {
-		x.cause = x.env.reason
+		x.cause = cmp.Or(x.env.reason, outcomes[o].cause)
 	}
 	if p.access != nil {
 		p.access.write(x, o)
 	}
 	if o != ok && o != clientGone {
-		if x.cause == "" {
-			x.cause = "the application failed"
-		}
 		p.log.Warn("request failed", "outcome", o.String(), "id", x.env.id, "cause", x.cause, "status", x.status,
 			"worker", x.worker, "method", string(x.env.method), "uri", string(x.env.uri),
 			"queue", x.queuedFor.Round(time.Microsecond), "run", x.ranFor.Round(time.Microsecond))

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -157,15 +158,15 @@ func (w *worker) start(ctx context.Context) error {
 	p.mu.Lock()
 	w.proc = proc
 	w.taken = proc.slots
+	for i := range proc.slots {
+		w.slots = append(w.slots, newSlot(w, i))
+	}
 	p.mu.Unlock()
 	if w.gen.ctx.Err() != nil { // its end came while there was no proc that retire could have seen
 		w.retire("its generation was retired")
 	}
 	greeted := make(chan error, proc.slots)
 	deadline := began.Add(cfg.StartTimeout)
-	for i := range proc.slots {
-		w.slots = append(w.slots, newSlot(w, i))
-	}
 	for _, s := range w.slots {
 		w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
 	}
@@ -235,8 +236,20 @@ func (w *worker) over() bool {
 // (zero: never), it is stuck, and is replaced.
 func (w *worker) settle(s *slot, deadline time.Time, cause string) {
 	w.wg.Go(func() { // ends at deadline, or with the process
-		if err := w.connect(s, deadline); err != nil && !w.over() {
-			w.log.Warn("worker stuck in an abandoned request", "cause", cause, "error", err, "next", "stop it")
+		err := w.connect(s, deadline)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, protocol.ErrDeadline) {
+			select {
+			case <-w.leaving: // that is why; or the process has ended, of which a connection often tells first
+			case <-time.After(reapWait):
+			}
+		}
+		select {
+		case <-w.leaving: // its end has a clock already
+		default:
+			w.log.Warn("worker stuck in an abandoned request", "cause", cause, "error", err, "next", "replace it")
 			w.retire(cause)
 		}
 	})

@@ -215,7 +215,8 @@ func (e *exchange) fail(cause error, stack []byte) {
 	// Anew: those that the application has are its own to alter, by now perhaps in a
 	// goroutine that it left behind.
 	v, _ := protocol.ParseEnviron(e.x.Environ()) // handle did it before
-	e.host.logf("%s %q: %v\n%s", v["REQUEST_METHOD"], v["REQUEST_URI"], cause, stack)
+	id := v["REQUEST_ID"]
+	e.host.logf("%s %q (%s): %v\n%s", v["REQUEST_METHOD"], v["REQUEST_URI"], id, cause, stack)
 	if e.x.Answered() {
 		return // complete, whatever happened afterwards
 	}
@@ -228,7 +229,7 @@ func (e *exchange) fail(cause error, stack []byte) {
 	if e.host.debug {
 		page = fmt.Sprintf("%s\n%v\n%s", page, cause, stack)
 	}
-	block := fmt.Appendf(nil, "Status: 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: %d\r\nFpmd-Outcome: app_error\r\nFpmd-Request-Id: %s\r\n\r\n", len(page), v["REQUEST_ID"])
+	block := fmt.Appendf(nil, "Status: 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: %d\r\nFpmd-Outcome: app_error\r\nFpmd-Request-Id: %s\r\n\r\n", len(page), id)
 	if v["REQUEST_METHOD"] == http.MethodHead {
 		page = ""
 	}

@@ -156,7 +156,7 @@ func TestPanicIsTold(t *testing.T) {
 		if err := p.Wait(); err != nil {
 			t.Error(err)
 		}
-		if log := p.stderr.String(); !bytes.Contains([]byte(log), []byte(`GET "/panic": panic: oh no`)) || !bytes.Contains([]byte(log), []byte("testApp")) {
+		if log := p.stderr.String(); !bytes.Contains([]byte(log), []byte(`GET "/panic" (abc-1): panic: oh no`)) || !bytes.Contains([]byte(log), []byte("testApp")) {
 			t.Errorf("logged %q", log)
 		}
 	}

@@ -262,7 +262,7 @@ func TestApplicationAnswers(t *testing.T) {
 		{
 			"error before the answer", app(func(_ Environ, _ StartResponse, yield yield) { yield(nil, errors.New("no database")) }),
 			answer{status: 500, body: "500 Internal Server Error: app_error\n", frames: 1, failed: true},
-			`GET "/": no database`,
+			`GET "/" (): no database`,
 		},
 		{"error after start", app(func(_ Environ, start StartResponse, yield yield) {
 			plain(start, 2)

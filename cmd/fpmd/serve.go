@@ -31,7 +31,8 @@ Runs the supervisor in the foreground until a signal ends it.
 
 signals:
   TERM, QUIT   stop gently: answer what was accepted, within drain_timeout
-  INT          stop now; so does a second TERM or QUIT
+  INT          stop now: what is not answered gets 503; so does a second TERM or
+               QUIT
   HUP          read the configuration again and roll every pool: new workers
                are ready before old ones leave; when they do not come up, the
                old ones go on serving
@@ -152,8 +153,8 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 	now, stopNow := context.WithCancelCause(ctx)
 	defer stopNow(nil)
 	reloads := make(chan struct{}, 1) // a reload that waits stands for all that come meanwhile
-	reloadCtx, endReloads := context.WithCancel(now)
-	defer endReloads()
+	reloadCtx, endReloads := context.WithCancelCause(now)
+	defer endReloads(nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.reloadLoop(reloadCtx, reloads) }) // ends with reloadCtx
 	wg.Go(func() {                                     // ends when ready, or with now
@@ -170,6 +171,10 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 		case sig := <-signals:
 			switch sig {
 			case unix.SIGHUP:
+				if stopped != nil {
+					s.log.Info("signal ignored", "signal", unix.SignalName(unix.SIGHUP), "cause", "fpmd is stopping")
+					continue
+				}
 				select {
 				case reloads <- struct{}{}:
 				default:
@@ -179,6 +184,9 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 				s.log.Info("signal has no meaning yet", "signal", unix.SignalName(sig.(unix.Signal)))
 				continue
 			}
+			if now.Err() != nil {
+				continue // a terminal's ^C reaches who started us as well, who passes it on
+			}
 			s.log.Info("stopping", "signal", unix.SignalName(sig.(unix.Signal)))
 			if sig == unix.SIGINT || stopped != nil {
 				stopNow(errors.New("stopped by a signal that does not wait"))
@@ -186,7 +194,7 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 		case <-ctx.Done():
 			stopNow(context.Cause(ctx))
 		case <-stopped:
-			endReloads()
+			endReloads(nil)
 			stopNow(nil)
 			wg.Wait()
 			return
@@ -194,7 +202,7 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 		if stopped == nil {
 			stopped = make(chan struct{})
 			s.notify(daemon.SdNotifyStopping + "\nSTATUS=stopping")
-			endReloads()
+			endReloads(errors.New("fpmd is stopping"))
 			go func() { // ends with the last worker
 				endFront()
 				s.m.Stop(now)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -153,6 +154,106 @@ func TestReloadThatFails(t *testing.T) {
 	d.waitLog("msg=reloaded")
 	if status, body := get(t, url+"/"); status != 200 || body != "new" {
 		t.Errorf("after a good reload: %d %q", status, body)
+	}
+}
+
+// INT ends what is not answered, and says so to its clients and in the log: who waits and who
+// has begun gets 503, an answer that has begun is cut. Nobody else is blamed, and
+// where nothing is under way there is nothing to say.
+func TestStopNow(t *testing.T) {
+	const app = `
+import time
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if environ["PATH_INFO"] == "/begun":
+        yield b"first"
+    print("begun", flush=True)
+    time.sleep(3600)
+    yield b"last"
+`
+	for _, tt := range []struct {
+		name  string
+		paths []string
+		want  []string // what each answer has
+		sig   []syscall.Signal
+	}{
+		{"idle", nil, nil, []syscall.Signal{syscall.SIGINT}},
+		{"one at work and two queued", []string{"/", "/", "/"}, []string{stoppedAnswer, stoppedAnswer, stoppedAnswer}, []syscall.Signal{syscall.SIGINT}},
+		{"an answer under way", []string{"/begun", "/"}, []string{"\r\n\r\nfirst", stoppedAnswer}, []syscall.Signal{syscall.SIGINT}},
+		{"TERM twice", []string{"/", "/"}, []string{stoppedAnswer, stoppedAnswer}, []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := appDir(t)
+			write(t, filepath.Join(dir, "app.py"), app)
+			d := serve(t, dir, wsgiPool(dir, "workers = 1\naccess_log = \"-\""))
+			idle, err := dialBacklog(d.sock()) // a connection without a request is no request
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer idle.Close()
+			var clients []net.Conn
+			for i, path := range tt.paths {
+				clients = append(clients, dialFCGI(t, d.sock(), path))
+				if i == 0 {
+					d.waitLog("msg=begun")
+				}
+			}
+			for i, sig := range tt.sig {
+				d.signal(sig)
+				d.waitLogTimes("msg=stopping", i+1)
+			}
+			for i, c := range clients {
+				c.SetDeadline(time.Now().Add(patience))
+				answer, err := io.ReadAll(c)
+				if !bytes.Contains(answer, []byte(tt.want[i])) {
+					t.Errorf("answer %d: %q, %v", i, answer, err)
+				}
+				c.Close()
+			}
+			if code := d.waitExit(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			log := d.log.String()
+			if n := strings.Count(log, "msg=request "); n != len(clients) || strings.Count(log, " outcome=stopping bytes=") != n {
+				t.Errorf("%d requests in the access log, not all of them outcome=stopping", n)
+			}
+			said := strings.Contains(log, fmt.Sprintf("msg=\"requests cut by the stop\" pool=app requests=%d cause=\"stopped by a signal that does not wait\"", len(clients)))
+			if said != (len(clients) > 0) || strings.Contains(log, "requests cut") != said {
+				t.Error("the log does not say how many were cut, or that some were")
+			}
+			for _, wrong := range []string{"stuck", "client_gone", "level=ERROR"} {
+				if strings.Contains(log, wrong) {
+					t.Errorf("the log has %q", wrong)
+				}
+			}
+		})
+	}
+}
+
+const stoppedAnswer = "Status: 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n" +
+	"Content-Length: 34\r\nRetry-After: 1\r\nFpmd-Outcome: stopping\r\n"
+
+// What a worker prints is in the log whatever log_level is, as json with durations that
+// can be read.
+func TestLogLevel(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), "def application(environ, start_response):\n    raise ValueError('why it failed')\n")
+	config := wsgiPool(dir, "workers = 1\naccess_log = \"-\"")
+	config = strings.Replace(config, "log_level = \"debug\"", "log_level = \"warn\"\nlog_format = \"json\"", 1)
+	d := launch(t, dir, config)
+	d.wait("an answer", func() bool { _, err := askOnce(d.sock()); return err == nil })
+	for _, want := range []string{
+		`"level":"INFO","msg":"ValueError: why it failed","pool":"app","worker":1,`,
+		`"level":"INFO","msg":"request","pool":"app","id":`,
+		`"level":"WARN","msg":"request failed","pool":"app","outcome":"app_error","id":`,
+	} {
+		d.waitLog(want)
+	}
+	if !regexp.MustCompile(`"run":"[0-9.]+[mµ]s"`).MatchString(d.log.String()) {
+		t.Errorf("no duration of a run in %s", d.log.String())
+	}
+	if strings.Contains(d.log.String(), "worker ready") {
+		t.Error("fpmd's own lines of INFO are there")
 	}
 }
 

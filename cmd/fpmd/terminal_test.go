@@ -109,34 +109,6 @@ func TestBrokenApplicationOnATerminal(t *testing.T) {
 	}
 }
 
-// INT cuts what is not answered, and says how much that was, if anything.
-func TestStopNow(t *testing.T) {
-	for _, busy := range []int{0, 1} {
-		t.Run(fmt.Sprint(busy), func(t *testing.T) {
-			dir := appDir(t)
-			write(t, filepath.Join(dir, "app.py"), "import time\ndef application(environ, start_response):\n\tprint('begun', flush=True)\n\ttime.sleep(3600)\n")
-			d := serve(t, dir, wsgiPool(dir, "workers = 1"))
-			idle, err := dialBacklog(d.sock()) // a connection without a request is no request
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer idle.Close()
-			if busy > 0 {
-				defer dialFCGI(t, d.sock(), "/").Close()
-				d.waitLog("msg=begun")
-			}
-			d.signal(syscall.SIGINT)
-			if code := d.waitExit(); code != 0 {
-				t.Errorf("exit code %d", code)
-			}
-			said := strings.Contains(d.log.String(), "msg=\"requests cut by the stop\" pool=app requests=1 cause=")
-			if any := strings.Contains(d.log.String(), "requests cut"); said != (busy > 0) || any != said {
-				t.Errorf("with %d requests the log says:\n%s", busy, d.log.String())
-			}
-		})
-	}
-}
-
 // serveOnTerminal is serve with a terminal for standard error.
 func serveOnTerminal(t *testing.T, config, dir string, env []string) *process {
 	t.Helper()
