@@ -18,6 +18,10 @@ import (
 type LoadOptions struct {
 	// LookupEnv is where ${VAR} is looked up; nil: os.LookupEnv.
 	LookupEnv func(name string) (value string, set bool)
+	// Asking is for who starts nothing, and only wants to know which pools there are and where they
+	// listen. What he himself may not do, or can't see, is not judged then: users and groups
+	// to change to, folders and programs. Cred and Env are left as they are by default.
+	Asking bool
 }
 
 // Load reads the configuration at path and what it includes, and checks it
@@ -28,6 +32,7 @@ func Load(path string, opts LoadOptions) (*Config, error) {
 	if opts.LookupEnv != nil {
 		m.lookupEnv = opts.LookupEnv
 	}
+	m.asking = opts.Asking
 	return load(path, m)
 }
 

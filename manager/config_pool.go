@@ -65,7 +65,7 @@ var supervisorSettings = []setting[Supervisor]{
 	{"log", func(v value, s *Supervisor) { v.path(&s.Log, "") }},
 	{"user", func(v value, s *Supervisor) {
 		// Only root has a use for it: another user's fpmd need not know the name.
-		if v.text(&s.User) && s.User != "" && v.l.euid == 0 {
+		if v.text(&s.User) && s.User != "" && v.l.euid == 0 && !v.l.asking {
 			if _, err := v.l.userNamed(s.User); err != nil {
 				v.refuse("%v", err)
 			}
@@ -102,7 +102,7 @@ var poolSettings = []setting[draft]{
 		if err == nil {
 			d.ListenOwner, err = number(u.Uid)
 		}
-		if err == nil && v.l.euid != 0 && d.ListenOwner != v.l.euid {
+		if err == nil && v.l.euid != 0 && !v.l.asking && d.ListenOwner != v.l.euid {
 			err = fmt.Errorf("fpmd is not root (it is %s) and can't give files away: leave it out, or start fpmd as root", v.l.self())
 		}
 		if err != nil {
@@ -115,7 +115,7 @@ var poolSettings = []setting[draft]{
 			return
 		}
 		gid, err := v.l.groupNamed(name)
-		if err == nil && v.l.euid != 0 {
+		if err == nil && v.l.euid != 0 && !v.l.asking {
 			if err = v.l.inGroup(gid); err != nil {
 				err = fmt.Errorf("%w: leave it out, or start fpmd as root", err)
 			}
@@ -149,6 +149,10 @@ var poolSettings = []setting[draft]{
 		if dir == "" {
 			return
 		}
+		if v.l.asking {
+			d.Directory, d.noDirectory = dir, false
+			return
+		}
 		switch fi, err := v.l.stat(dir); {
 		case err != nil:
 			v.refuse("%v: want a folder that is there", err)
@@ -171,7 +175,11 @@ var poolSettings = []setting[draft]{
 		v.octal(&mask)
 		d.Umask = int(mask)
 	}},
-	{"env", func(v value, d *draft) { v.environment(&d.Env) }},
+	{"env", func(v value, d *draft) {
+		if !v.l.asking { // whose environment may lack what fpmd's has
+			v.environment(&d.Env)
+		}
+	}},
 	{"clear_env", func(v value, d *draft) { v.boolean(&d.ClearEnv) }},
 	{"pm", func(v value, _ *draft) {
 		pm := "static"
@@ -477,6 +485,9 @@ func (d *draft) searchPath() string {
 
 // checkUser finds whom the workers become.
 func (d *draft) checkUser() {
+	if d.l.asking {
+		return
+	}
 	if d.l.euid != 0 {
 		d.checkNoChange()
 		return

@@ -447,6 +447,41 @@ func TestLookupEnv(t *testing.T) {
 	}
 }
 
+// Who only asks reads the configuration of another user's fpmd: what he may not do himself, and
+// what he can't see, is not judged. What is wrong for anybody is.
+func TestAsking(t *testing.T) {
+	m := testMachine(1001)
+	m.asking = true
+	const text = `
+[supervisor]
+user = "nobdy"
+[pool.a]
+listen = "/run/fpmd/a.sock"
+listen_owner = "www-data"
+listen_group = "www-data"
+wsgi = "a:app"
+directory = "/closed"
+python = ".venv/bin/python"
+user = "blog"
+group = "blog"
+env = { TOKEN = "${NONE}" }
+[pool.b]
+listen = "127.0.0.1:9001"
+script_name = "/b"
+command = ["/closed/b"]
+`
+	cfg := mustLoad(t, m, text)
+	if a, b := cfg.Pools[0], cfg.Pools[1]; a.Listen[0].Address != "/run/fpmd/a.sock" || b.Listen[0].Address != "127.0.0.1:9001" || b.ScriptName != "/b" {
+		t.Errorf("%+v, %+v", a, b)
+	}
+	if _, err := loadText(t, testMachine(1001), text); err == nil || strings.Count(err.Error(), "\n") < 6 {
+		t.Errorf("who would start it is told: %v", err)
+	}
+	if _, err := loadText(t, m, text+"lissen = 1\n"); err == nil || strings.Contains(err.Error(), "\n") {
+		t.Errorf("a key that there is not: %v", err)
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	base := []string{"PATH=/opt/bin", "HOME=/root", "USER=root", "LOGNAME=root", "LANG=de_DE", "TOKEN=s3cret", "NOTIFY_SOCKET=/run/systemd/notify", "FPMD_POOL=other", "LISTEN_FDS=1"}
 	blog := &Credential{UID: 1000, GID: 1000, Name: "blog", Home: "/srv/blog"}

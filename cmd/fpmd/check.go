@@ -59,7 +59,7 @@ func cmdCheck(_ context.Context, args []string, stdout, stderr io.Writer) error 
 	if l.boot && l.print {
 		return usageError("check takes one of --boot and --print: fpmd check --help")
 	}
-	cfg, err := loadConfig(l.config)
+	cfg, err := loadConfig(l.config, manager.LoadOptions{})
 	if err != nil {
 		return err
 	}

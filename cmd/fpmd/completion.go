@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"fpmd/manager"
 )
 
 const completionHelp = `usage: fpmd completion bash|zsh|fish
@@ -61,7 +63,7 @@ func cmdCompletion(_ context.Context, args []string, stdout, _ io.Writer) error 
 
 // writePools writes the names of the pools that there are, one a line.
 func writePools(config string, stdout io.Writer) error {
-	cfg, err := loadConfig(config)
+	cfg, err := loadConfig(config, manager.LoadOptions{Asking: true})
 	if err != nil {
 		return err
 	}

@@ -141,6 +141,20 @@ func asPlain() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(plainUser), Gid: uint32(plainUser)}}
 }
 
+// plainBinary puts the test's binary, which is in a folder that is ours alone, into dir.
+func plainBinary(t *testing.T, dir string) (program string) {
+	t.Helper()
+	binary, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	program = filepath.Join(dir, "fpmd")
+	if err := os.WriteFile(program, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
 // servePlain is serve of a WSGI pool by a user that is not root, and has no
 // other processes when the test is root's.
 func servePlain(t *testing.T, dir, more string) *process {
@@ -153,15 +167,7 @@ func servePlain(t *testing.T, dir, more string) *process {
 		os.Chown(dir, plainUser, plainUser)
 	}
 	write(t, path, config)
-	binary, err := os.ReadFile(os.Args[0]) // in a folder that is ours alone
-	if err != nil {
-		t.Fatal(err)
-	}
-	program := filepath.Join(dir, "fpmd")
-	if err := os.WriteFile(program, binary, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	d.cmd = exec.Command(program, "serve", "-c", path)
+	d.cmd = exec.Command(plainBinary(t, dir), "serve", "-c", path)
 	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
 	d.cmd.SysProcAttr = asPlain()
 	d.start()

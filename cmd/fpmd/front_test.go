@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -335,6 +336,33 @@ func TestFrontEndsGently(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// Who only asks need not be who could start that fpmd: the commands that ask read a
+// configuration that check refuses to the same user.
+func TestAskingAsAnotherUser(t *testing.T) {
+	dir := appDir(t)
+	config := filepath.Join(dir, "fpmd.toml")
+	write(t, config, fmt.Sprintf("[pool.app]\nlisten = %q\nlisten_group = \"root\"\ncommand = [%q]\nuser = \"root\"\nallow_root = true\nenv = { A = \"${FPMD_TEST_NONE}\" }\n",
+		filepath.Join(dir, "app.sock"), filepath.Join(dir, "none/app")))
+	program := plainBinary(t, dir)
+	for _, tt := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"check", exitConfig, "fpmd is not root"},
+		{"request app /", exitUnavailable, "fpmd: pool app: dial unix "},
+		{"completion --pools", 0, "app\n"},
+	} {
+		cmd := exec.Command(program, append(strings.Fields(tt.args), "-c", config)...)
+		cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+		cmd.SysProcAttr = asPlain()
+		out, _ := cmd.CombinedOutput() // its exit code says what there is to say
+		if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(string(out), tt.says) {
+			t.Errorf("%s: exit code %d, %q: want %d and %q", tt.args, code, out, tt.code, tt.says)
+		}
 	}
 }
 

@@ -120,8 +120,8 @@ func version() string {
 }
 
 // loadConfig reads the configuration; what is wrong with it ends the command with exitConfig.
-func loadConfig(path string) (*manager.Config, error) {
-	cfg, err := manager.Load(path, manager.LoadOptions{})
+func loadConfig(path string, opts manager.LoadOptions) (*manager.Config, error) {
+	cfg, err := manager.Load(path, opts)
 	if e, ok := errors.AsType[manager.ConfigError](err); ok && e.Line == 0 { // it could not be read
 		err = fmt.Errorf("%w; -c FILE names another", err)
 	}

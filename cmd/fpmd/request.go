@@ -84,7 +84,7 @@ func cmdRequest(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if err != nil {
 		return done(err)
 	}
-	cfg, err := loadConfig(line.config)
+	cfg, err := loadConfig(line.config, manager.LoadOptions{Asking: true})
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if f.NArg() > 0 {
 		return usageError("serve takes no argument %q: fpmd serve --help", f.Arg(0))
 	}
-	cfg, err := loadConfig(line.config)
+	cfg, err := loadConfig(line.config, manager.LoadOptions{})
 	if err != nil {
 		return err
 	}
