@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -103,6 +104,7 @@ type loader struct {
 	pools  []*draft // in the order they were read
 	errs   ConfigErrors
 	places []int // of errs: which file, in the order they were read
+	noUser bool  // that of [supervisor] was refused: what follows from it is not said as well
 }
 
 // load is a configuration's whole way from a path to a Config.
@@ -166,6 +168,9 @@ func (l *loader) sorted() ConfigErrors {
 func (l *loader) read(path string, included bool) (*document, *ConfigError) {
 	text, err := l.readFile(path)
 	if err != nil {
+		if e, ok := errors.AsType[*fs.PathError](err); ok && !included { // whose path File says
+			err = e.Err
+		}
 		return nil, &ConfigError{File: path, Want: fmt.Sprintf("%v: want a configuration file", err)}
 	}
 	doc, cerr := parseDocument(path, text)

@@ -65,7 +65,9 @@ var supervisorSettings = []setting[Supervisor]{
 	{"log", func(v value, s *Supervisor) { v.path(&s.Log, "") }},
 	{"user", func(v value, s *Supervisor) {
 		// Only root has a use for it: another user's fpmd need not know the name.
-		if v.text(&s.User) && s.User != "" && v.l.euid == 0 && !v.l.asking {
+		if !v.text(&s.User) {
+			v.l.noUser = true
+		} else if s.User != "" && v.l.euid == 0 && !v.l.asking {
 			if _, err := v.l.userNamed(s.User); err != nil {
 				v.refuse("%v", err)
 			}
@@ -92,7 +94,7 @@ type draft struct {
 // them is seen to in check.
 var poolSettings = []setting[draft]{
 	{"listen", func(v value, d *draft) { d.setListen(v) }},
-	{"listen_mode", func(v value, d *draft) { v.octal(&d.ListenMode) }},
+	{"listen_mode", func(v value, d *draft) { v.octal(&d.ListenMode, "0660") }},
 	{"listen_owner", func(v value, d *draft) {
 		var name string
 		if !v.text(&name) || name == "" {
@@ -172,7 +174,7 @@ var poolSettings = []setting[draft]{
 	{"group", func(v value, d *draft) { v.text(&d.group) }},
 	{"umask", func(v value, d *draft) {
 		mask := os.FileMode(d.Umask)
-		v.octal(&mask)
+		v.octal(&mask, "0027")
 		d.Umask = int(mask)
 	}},
 	{"env", func(v value, d *draft) {
@@ -504,7 +506,7 @@ func (d *draft) checkUser() {
 	var u *user.User
 	var err error
 	switch {
-	case d.noUser:
+	case d.noUser, d.user == "" && d.l.noUser:
 		return
 	case name != "":
 		u, err = d.l.userNamed(name)

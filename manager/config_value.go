@@ -129,7 +129,7 @@ func expand(s string, lookup func(string) (string, bool)) (string, error) {
 		case hasFallback && val == "":
 			val = fallback
 		case !set:
-			return "", fmt.Errorf("the variable %s is not set: set it in fpmd's environment, or want ${%s:-default}", name, name)
+			return "", fmt.Errorf("the variable %s is not set: set it in fpmd's environment (for the unit: systemctl edit fpmd, [Service], Environment=%s=... or EnvironmentFile=), or want ${%s:-default}", name, name, name)
 		}
 		b.WriteString(val)
 		s = rest
@@ -329,10 +329,10 @@ func formatSize(n int64) string {
 
 // octal reads permissions as a string, because TOML writes its own octal numbers
 // in another way than everybody writes modes.
-func (v value) octal(to *os.FileMode) {
-	const want = "want three octal digits in quotes, with or without a 0 before them, such as \"0660\""
+func (v value) octal(to *os.FileMode, example string) {
+	want := fmt.Sprintf("want three octal digits in quotes, with or without a 0 before them, such as %q", example)
 	if _, ok := v.raw.(string); !ok {
-		v.refuse(want)
+		v.refuse("%s", want)
 		return
 	}
 	var s string
@@ -341,7 +341,7 @@ func (v value) octal(to *os.FileMode) {
 	}
 	n, err := strconv.ParseUint(s, 8, 32)
 	if digits := strings.TrimPrefix(s, "0"); err != nil || n > 0o777 || len(s) < 3 || len(s) > 4 || len(digits) > 3 {
-		v.refuse(want)
+		v.refuse("%s", want)
 		return
 	}
 	*to = os.FileMode(n)
