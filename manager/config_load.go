@@ -112,7 +112,8 @@ func load(path string, m machine) (*Config, error) {
 	sup, _ := Defaults()
 	l := &loader{machine: m, cfg: &Config{Path: path, Supervisor: sup}}
 	l.cfg.Supervisor.RuntimeDir = m.runtimeDir()
-	if main, err := l.read(path, false); err != nil {
+	main, err := l.read(path, false)
+	if err != nil {
 		l.errs, l.places = append(l.errs, *err), append(l.places, 0)
 	} else if main != nil {
 		l.tables(main)
@@ -128,6 +129,10 @@ func load(path string, m machine) (*Config, error) {
 		return nil, l.sorted()
 	}
 	l.cfg.places = map[string]position{}
+	for _, s := range supervisorSettings {
+		key := toml.Key{"supervisor", s.name}
+		l.cfg.places[key.String()] = position{main.path, main.line(key)}
+	}
 	for _, d := range l.pools {
 		l.cfg.Pools = append(l.cfg.Pools, &d.PoolConfig)
 		l.cfg.places[d.key.String()] = position{d.doc.path, d.doc.line(d.key)}

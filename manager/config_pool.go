@@ -43,6 +43,8 @@ var supervisorSettings = []setting[Supervisor]{
 	{"runtime_dir", func(v value, s *Supervisor) {
 		if v.path(&s.RuntimeDir); s.RuntimeDir == "/" { // what is in it is removed
 			v.refuse("want a folder of fpmd's own")
+		} else if fi, err := v.l.stat(s.RuntimeDir); err == nil && !fi.IsDir() {
+			v.refuse("not a folder: want one, or a path where there is nothing yet")
 		}
 	}},
 	{"include", func(v value, s *Supervisor) {
@@ -62,7 +64,7 @@ var supervisorSettings = []setting[Supervisor]{
 		s.LogLevel = levels[level]
 	}},
 	{"log_format", func(v value, s *Supervisor) { v.oneOf(&s.LogFormat, "text", "json") }},
-	{"log", func(v value, s *Supervisor) { v.path(&s.Log, "") }},
+	{"log", func(v value, s *Supervisor) { v.log(&s.Log, "") }},
 	{"user", func(v value, s *Supervisor) {
 		// Only root has a use for it: another user's fpmd need not know the name.
 		if !v.text(&s.User) {
@@ -221,7 +223,7 @@ var poolSettings = []setting[draft]{
 	{"max_connections", func(v value, d *draft) { v.integer(&d.MaxConnections, 1, maxMaxConnections) }},
 	{"queue_size", func(v value, d *draft) { v.integer(&d.QueueSize, 0, maxQueueSize) }},
 	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},
-	{"access_log", func(v value, d *draft) { v.path(&d.AccessLog, "", "-") }},
+	{"access_log", func(v value, d *draft) { v.log(&d.AccessLog, "", "-") }},
 	{"max_environ", func(v value, d *draft) { v.size(&d.MaxEnviron, minMaxEnviron, protocol.MaxEnviron) }},
 }
 
@@ -255,6 +257,11 @@ func (d *draft) setListen(v value) {
 		if err != nil {
 			e.refuse("%v", err)
 			continue
+		}
+		if a.Network == "unix" {
+			if fi, err := v.l.stat(a.Address); err == nil && fi.IsDir() {
+				e.refuse("a folder: want the path of a socket, such as %q", filepath.Join(a.Address, d.Name+".sock"))
+			}
 		}
 		d.Listen = append(d.Listen, a)
 	}

@@ -368,6 +368,19 @@ func (v value) path(to *string, also ...string) {
 	*to = filepath.Clean(s)
 }
 
+// log reads the path of a file that lines are written to, or one of also.
+func (v value) log(to *string, also ...string) {
+	var path string
+	v.path(&path, also...)
+	if filepath.IsAbs(path) {
+		if fi, err := v.l.stat(path); err == nil && fi.IsDir() {
+			v.refuse("a folder: want a file, such as %q", filepath.Join(path, "fpmd.log"))
+			return
+		}
+	}
+	*to = path
+}
+
 // environment reads a table of strings, all or none.
 func (v value) environment(to *map[string]string) {
 	table, ok := v.raw.(map[string]any)

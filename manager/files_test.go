@@ -83,12 +83,15 @@ func TestRuntimeDirIsOurs(t *testing.T) {
 		return m.claim(dir)
 	}
 	dir := filepath.Join(t.TempDir(), "run")
-	if err := claim(dir); err != nil {
+	if err := errors.Join(oursOnceMade(dir), oursOnceMade(dir+"/below"), claim(dir)); err != nil {
 		t.Error(err)
 	}
 	parent := filepath.Dir(dir)
 	if err := os.Chmod(parent, 0o777); err != nil {
 		t.Fatal(err)
+	}
+	if err := oursOnceMade(dir + "2"); err == nil || !strings.Contains(err.Error(), "others may write in the folder that it is in (mode 0777)") {
+		t.Errorf("one to be made where all may write: %v", err)
 	}
 	if err := claim(dir); err == nil || !strings.Contains(err.Error(), "others may write in the folder that it is in (mode 0777)") {
 		t.Errorf("in a folder where all may write: %v", err)

@@ -29,13 +29,13 @@ func listen(a Address, cfg *PoolConfig) (*listener, error) {
 	if a.Network != "unix" {
 		l, err := listenTCP(a.Address, cfg.ListenBacklog)
 		if err != nil {
-			return nil, fmt.Errorf("pool %s: listen on %s: %w", cfg.Name, a.Address, err)
+			return nil, fmt.Errorf("pool.%s.listen: %q: %w: %s", cfg.Name, a.Address, bare(err), addressRemedy(err, a.Address))
 		}
 		return &listener{Listener: l, addr: a}, nil
 	}
 	l, err := listenUnix(a, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("pool %s: listen on %s: %w", cfg.Name, a.Address, err)
+		return nil, fmt.Errorf("pool.%s.listen: %q: %w", cfg.Name, a.Address, err)
 	}
 	return l, nil
 }
@@ -75,8 +75,8 @@ func listenUnix(a Address, cfg *PoolConfig) (_ *listener, err error) {
 		temp = filepath.Join(dir, "."+random)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
-	if err != nil {
-		return nil, err
+	if err != nil { // which names temp, as nobody has called it
+		return nil, fmt.Errorf("%w: %s", bare(err), pathRemedy(err, a.Address, "a socket"))
 	}
 	l.SetUnlinkOnClose(false)
 	defer func() {
@@ -139,14 +139,10 @@ const maxSocketPath = 107
 // inUse reports what stands in the way of a socket at path: something that is
 // no socket, or one that somebody listens on. What a dead process left does not.
 func inUse(path string) error {
-	fi, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
+	if err := noSocket(path); errors.Is(err, os.ErrNotExist) {
 		return nil
-	case err != nil:
+	} else if err != nil {
 		return err
-	case fi.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("there is a file that is no socket (%v): remove it, or choose another path", fi.Mode().Type())
 	}
 	c, err := net.Dial("unix", path)
 	if err == nil {
@@ -157,6 +153,18 @@ func inUse(path string) error {
 		return nil
 	}
 	return fmt.Errorf("find out whether the socket there is in use: %w", err)
+}
+
+// noSocket is nil when there is a socket at path.
+func noSocket(path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return err
+	case fi.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("there is a file that is no socket (%v): remove it, or choose another path", fi.Mode().Type())
+	}
+	return nil
 }
 
 // unlink removes the name of a Unix socket, if it is still ours.

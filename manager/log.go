@@ -33,7 +33,7 @@ func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 	} else {
 		f, err := ls.open(s.Log)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("supervisor.log: %q: %w", s.Log, err)
 		}
 		ls.main = f
 	}
@@ -66,7 +66,7 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %s", bare(err), pathRemedy(err, path, "a log"))
 	}
 	lf := &lineFile{name: path, w: f, c: f}
 	ls.files[path] = lf
@@ -202,7 +202,7 @@ func (ls *Logs) access(cfg *PoolConfig, s Supervisor) (*accessLog, error) {
 	default:
 		var err error
 		if f, err = ls.open(cfg.AccessLog); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("pool.%s.access_log: %q: %w", cfg.Name, cfg.AccessLog, err)
 		}
 	}
 	return &accessLog{log: slog.New(f.handler(s.LogFormat, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil

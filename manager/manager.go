@@ -101,14 +101,14 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 // dead one left in it is removed.
 func (m *Manager) claim(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("runtime_dir: %w", err)
+		return fmt.Errorf("supervisor.runtime_dir: %q: %w: %s", dir, err, pathRemedy(err, dir, "one"))
 	}
 	if err := oursAlone(dir); err != nil {
-		return fmt.Errorf("runtime_dir %s: %w", dir, err)
+		return fmt.Errorf("supervisor.runtime_dir: %q: %w", dir, err)
 	}
 	lock, err := lockFile(filepath.Join(dir, "lock"))
 	if err != nil {
-		return fmt.Errorf("runtime_dir %s: %w", dir, err)
+		return fmt.Errorf("supervisor.runtime_dir: %q: %w", dir, err)
 	}
 	m.lock = lock
 	if err := os.RemoveAll(m.socks); err != nil {
@@ -143,14 +143,35 @@ func oursAlone(dir string) error {
 		return fmt.Errorf("others may write there (mode %#o), and replace the workers' sockets: chmod go-w, or choose a folder of its own", st.Mode&0o7777)
 	}
 	for _, parent := range parents {
-		if err := unix.Stat(parent, &st); err != nil {
+		if err := irreplaceable(parent); err != nil {
 			return err
-		}
-		if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-			return fmt.Errorf("others may write in the folder that it is in (mode %#o), and replace it: choose another place", st.Mode&0o7777)
 		}
 	}
 	return nil
+}
+
+// irreplaceable refuses a folder in which others could replace what is in it.
+func irreplaceable(parent string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(parent, &st); err != nil {
+		return err
+	}
+	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+		return fmt.Errorf("others may write in the folder that it is in (mode %#o), and replace it: choose another place", st.Mode&0o7777)
+	}
+	return nil
+}
+
+// oursOnceMade is oursAlone for a folder that may have to be made yet.
+func oursOnceMade(dir string) error {
+	err := oursAlone(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		err = irreplaceable(filepath.Dir(dir))
+	}
+	if errors.Is(err, os.ErrNotExist) { // and is made with dir
+		return nil
+	}
+	return err
 }
 
 // lockFile makes and locks the file at path. Whoever held it may have removed it
@@ -159,7 +180,7 @@ func lockFile(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %s", err, pathRemedy(err, path, "one"))
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()

@@ -22,6 +22,7 @@ func (c *Config) Warnings() []string {
 // warnings is Warnings where f is known.
 func (c *Config) warnings(f facts) []ConfigError {
 	w := &warner{cfg: c, facts: f}
+	w.starts()
 	for _, p := range c.Pools {
 		w.sockets(p)
 		w.files(p)
@@ -42,7 +43,11 @@ type warner struct {
 
 // warn blames a key of a pool, or the pool's table where that leaves it at its default.
 func (w *warner) warn(p *PoolConfig, key string, value any, format string, args ...any) {
-	table := "pool." + p.Name
+	w.warnOf("pool."+p.Name, key, value, format, args...)
+}
+
+// warnOf is warn for a key of any table.
+func (w *warner) warnOf(table, key string, value any, format string, args ...any) {
 	at, ok := w.cfg.places[table+"."+key]
 	if !ok {
 		at = w.cfg.places[table]

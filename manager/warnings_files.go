@@ -35,6 +35,11 @@ func (w *warner) workerOf(p *PoolConfig) *Credential {
 	if p.Cred != nil {
 		return p.Cred
 	}
+	return w.self()
+}
+
+// self is whom fpmd is.
+func (w *warner) self() *Credential {
 	c := &Credential{UID: uint32(w.euid), GID: uint32(w.egid), Groups: []uint32{uint32(w.egid)}, Name: w.userOf(w.euid)}
 	for _, g := range w.groups {
 		c.Groups = append(c.Groups, uint32(g))

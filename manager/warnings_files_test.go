@@ -131,7 +131,7 @@ func TestWarningsOfFiles(t *testing.T) {
 				config += "\nuser = \"app\""
 			}
 			cfg := mustLoad(t, testMachine(user), config)
-			there := files{"/": {0o755, 0, 0}, "/home": {0o755, 0, 0}, "/srv": {0o755, 0, 0}, "/srv/blog": {0o755, 0, 0}, "/srv/api": {0o755, 0, 0}, "/srv/api/api": {0o755, 0, 0}}
+			there := files{"/": {0o755, 0, 0}, "/home": {0o755, 0, 0}, "/run": {0o755, 0, 0}, "/run/user/1001": {0o700, 1001, 1001}, "/srv": {0o755, 0, 0}, "/srv/blog": {0o755, 0, 0}, "/srv/api": {0o755, 0, 0}, "/srv/api/api": {0o755, 0, 0}}
 			maps.Copy(there, tt.files)
 			f := testFacts()
 			f.euid, f.egid = user, user

@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"math"
+	"net"
 	"os"
 	"os/exec"
 	"path"
@@ -30,6 +31,9 @@ type facts struct {
 	stat       func(path string) (fileFacts, error)
 	resolve    func(path string) (string, error) // its links
 	userOf     func(uid int) string              // its name, or the number
+	ours       func(dir string) error            // why it can't be the runtime_dir, once it is there
+	bind       func(host string) error           // why nobody can listen on that address here
+	noSocket   func(path string) error           // what there is instead, or why nobody knows
 }
 
 // fileFacts is who may do what with a file. One with an access control list is open
@@ -61,6 +65,9 @@ func thisFacts(config string) facts {
 		stat:      statFacts,
 		resolve:   filepath.EvalSymlinks,
 		userOf:    m.userOf,
+		ours:      oursOnceMade,
+		bind:      bindable,
+		noSocket:  noSocket,
 	}
 	f.groups, _ = m.ownGroups() // without them more is closed to us than is, which is but a warning
 	f.bytes, f.bytesOf = memTotal(), "MemTotal of /proc/meminfo"
@@ -163,6 +170,18 @@ func statFacts(path string) (fileFacts, error) {
 		mode = 0o777
 	}
 	return fileFacts{mode, int(st.Uid), int(st.Gid)}, nil
+}
+
+// bindable is an error when host is none of this machine's addresses, or not known. A
+// datagram's socket asks without taking a port that somebody could connect to.
+func bindable(host string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // for a name
+	defer cancel()
+	c, err := new(net.ListenConfig).ListenPacket(ctx, "udp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return bare(err)
+	}
+	return c.Close()
 }
 
 // webUsersOf are the users of m that web servers usually are: Debian's, that of nginx's own

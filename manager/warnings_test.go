@@ -17,6 +17,9 @@ func testFacts() facts {
 	return facts{
 		path: "/usr/local/bin:/usr/bin", userOf: m.userOf,
 		resolve:   func(path string) (string, error) { return path, nil },
+		ours:      func(string) error { return nil },
+		bind:      func(string) error { return nil },
+		noSocket:  func(string) error { return fs.ErrNotExist },
 		somaxconn: 4096, nofile: 65536, nproc: 10000, bytes: 1 << 30, bytesOf: "MemTotal of /proc/meminfo",
 		unit:     unit{name: "fpmd.service", stop: 90 * time.Second},
 		webUsers: []webUser{{Credential{UID: 33, GID: 33, Groups: []uint32{33}, Name: "www-data"}, "www-data"}},
@@ -51,13 +54,16 @@ func TestWarnings(t *testing.T) {
 		"open to all":                   {"\nlisten_mode = \"0666\"", nil, ""},
 		"in a folder that is closed":    {group + "\nlisten = \"/srv/blog/sock\"", nil, ":7: pool.blog.listen: \"/srv/blog/sock\": www-data, who the web server usually is, can't connect to /srv/blog/sock: it can't enter /srv/blog: chmod o+x /srv/blog"},
 		"in a folder of its group":      {group + "\nlisten = \"/srv/blog/sock\"", func(f *facts) { f.webUsers[0].Groups = []uint32{33, 1000} }, ""},
-		"in a folder that is not there": {group + "\nlisten = \"/run/fpmd/more/sock\"", nil, ""},
+		"in a folder that is not there": {group + "\nlisten = \"/run/fpmd/more/sock\"", nil, ":7: pool.blog.listen: \"/run/fpmd/more/sock\": the folder /run/fpmd/more is not there, "},
 		"another web server gets there": {"\nlisten_group = \"video\"", func(f *facts) {
 			f.webUsers = append(f.webUsers, webUser{Credential{UID: 44, Groups: []uint32{44}}, "nginx"})
 		}, ""},
-		"nobody knows the web server":      {"", func(f *facts) { f.webUsers = nil }, ":1: pool.blog.listen_group: \"\": only root can connect to /run/fpmd/blog.sock: want the web server's group"},
-		"nor who is in the group":          {"\nlisten_group = \"video\"", func(f *facts) { f.webUsers = nil }, ""},
-		"an fpmd of a person's":            {"", func(f *facts) { f.euid = 1001 }, ""},
+		"nobody knows the web server": {"", func(f *facts) { f.webUsers = nil }, ":1: pool.blog.listen_group: \"\": only root can connect to /run/fpmd/blog.sock: want the web server's group"},
+		"nor who is in the group":     {"\nlisten_group = \"video\"", func(f *facts) { f.webUsers = nil }, ""},
+		"an fpmd of a person's": {"", func(f *facts) {
+			f.euid = 1001
+			f.stat = func(string) (fileFacts, error) { return fileFacts{0o755, 1001, 1001}, nil }
+		}, ""},
 		"TCP":                              {"\nlisten = \"127.0.0.1:9000\"", nil, ""},
 		"a short drain":                    {group + "\ndrain_timeout = \"1s\"", nil, ":7: pool.blog.drain_timeout: 1s: less than request_timeout = 1m0s: a stop or a reload cuts requests that had time left"},
 		"a drain as long as the unit's":    {group + "\ndrain_timeout = \"85s\"", nil, ""},

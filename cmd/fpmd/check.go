@@ -29,7 +29,8 @@ nothing, unless it is asked to.
   --print   write what is in force, every key of it, as one file that fpmd
             reads; values of env are masked. Warnings go to standard error then
 
-exit codes: 0 serve would take it; 78 it would not; 1 a worker does not come up.
+exit codes: 0 serve would take it, warnings or not; 78 it would not; 1 a worker
+does not come up.
 `
 
 // A checkLine is the command line of fpmd check.
@@ -63,12 +64,13 @@ func cmdCheck(_ context.Context, args []string, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	warnings := stdout
+	warnTo := stdout
 	if l.print {
-		warnings = stderr
+		warnTo = stderr
 	}
-	for _, w := range cfg.Warnings() {
-		fmt.Fprintln(warnings, "warning: "+w)
+	warnings := cfg.Warnings()
+	for _, w := range warnings {
+		fmt.Fprintln(warnTo, "warning: "+w)
 	}
 	if l.print {
 		_, err := io.WriteString(stdout, cfg.Text())
@@ -78,7 +80,14 @@ func cmdCheck(_ context.Context, args []string, stdout, stderr io.Writer) error 
 	for _, p := range cfg.Pools {
 		names = append(names, p.Name)
 	}
-	fmt.Fprintf(stdout, "%s: all well; pools: %s\n", strings.Join(cfg.Files, ", "), strings.Join(names, ", "))
+	sum := "all well"
+	switch n := len(warnings); {
+	case n == 1:
+		sum = "no errors, 1 warning"
+	case n > 1:
+		sum = fmt.Sprintf("no errors, %d warnings", n)
+	}
+	fmt.Fprintf(stdout, "%s: %s; pools: %s\n", strings.Join(cfg.Files, ", "), sum, strings.Join(names, ", "))
 	if l.boot {
 		return tryWorkers(cfg, stdout)
 	}

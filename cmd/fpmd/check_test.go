@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -89,6 +91,58 @@ start_timeout = "2s"
 	}
 	if _, err := askOnce(d.sock()); err != nil {
 		t.Errorf("the running one: %v", err)
+	}
+}
+
+// What serve ends with at its start, check warns of before: both name the key, and
+// say what would do.
+func TestCheckSaysWhatServeEndsWith(t *testing.T) {
+	for name, tt := range map[string]struct {
+		from, to string // of the configuration, where D is its folder
+		key      string // with the value
+		would    string
+	}{
+		"all well":             {from: "", to: ""},
+		"a socket's folder":    {"D/app.sock", "D/none/app.sock", `pool.app.listen: "D/none/app.sock": `, "the folder D/none is not there, and fpmd does not make it: mkdir -p D/none, or want a socket in another"},
+		"an access log's":      {"workers = 1", "access_log = \"D/none/a.log\"", `pool.app.access_log: "D/none/a.log": `, "the folder D/none is not there, and fpmd does not make it: mkdir -p D/none, or want a log in another"},
+		"the log's":            {"log_level = \"debug\"", "log = \"D/none/fpmd.log\"", `supervisor.log: "D/none/fpmd.log": `, "the folder D/none is not there, and fpmd does not make it: mkdir -p D/none, or want a log in another"},
+		"a folder of all":      {"D/run", "D/open", `supervisor.runtime_dir: "D/open": `, "others may write there (mode 0777), and replace the workers' sockets: chmod go-w, or choose a folder of its own"},
+		"an address elsewhere": {"listen = \"D/app.sock\"", "listen = \"192.0.2.7:9001\"\nallowed_clients = [\"192.0.2.1\"]", `pool.app.listen: "192.0.2.7:9001": `, "192.0.2.7 is none of this machine's addresses: want one that \"ip address\" shows, or \"127.0.0.1:9001\""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := appDir(t)
+			write(t, filepath.Join(dir, "app.py"), helloApp)
+			open := filepath.Join(dir, "open")
+			if err := errors.Join(os.Mkdir(open, 0o777), os.Chmod(open, 0o777)); err != nil {
+				t.Fatal(err)
+			}
+			there := strings.NewReplacer("D/", dir+"/", "D ", dir+" ").Replace
+			config := filepath.Join(dir, "fpmd.toml")
+			write(t, config, strings.Replace(wsgiPool(dir, "workers = 1"), there(tt.from), there(tt.to), 1))
+			fpmd := func(args ...string) (string, int) {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				cmd := exec.CommandContext(ctx, os.Args[0], append(args, "-c", config)...)
+				cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+				out, _ := cmd.CombinedOutput() // its exit code says what there is to say
+				return string(out), cmd.ProcessState.ExitCode()
+			}
+			told, code := fpmd("check")
+			if tt.key == "" {
+				if code != 0 || told != config+": all well; pools: app\n" {
+					t.Errorf("check: exit code %d:\n%s", code, told)
+				}
+				return
+			}
+			line := regexp.MustCompile("^warning: " + regexp.QuoteMeta(config) + `:\d+: ` + regexp.QuoteMeta(there(tt.key)) + ".*" + regexp.QuoteMeta(there(tt.would)) + "\n")
+			if code != 0 || !line.MatchString(told) || !strings.HasSuffix(told, "\n"+config+": no errors, 1 warning; pools: app\n") {
+				t.Errorf("check: exit code %d:\n%s", code, told)
+			}
+			told, code = fpmd("serve")
+			if code != exitFailure || !strings.HasPrefix(told, "fpmd: "+there(tt.key)) || !strings.HasSuffix(told, there(tt.would)+"\n") || strings.Count(told, "\n") != 1 {
+				t.Errorf("serve: exit code %d:\n%s", code, told)
+			}
+		})
 	}
 }
 

@@ -76,7 +76,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 	log, logs, err := manager.OpenLogs(cfg.Supervisor, stderr)
 	if err != nil {
-		return fmt.Errorf("open the log: %w", err)
+		return err
 	}
 	defer logs.Close()
 	batch, err := yieldToWorkers()
