@@ -106,6 +106,9 @@ func howToRun() string {
 	name := filepath.Base(program)
 	return fmt.Sprintf(`it does not listen by itself. To run it, put into fpmd.toml
 
+    [supervisor]
+    user    = "nobody"              # who the workers are, when root starts fpmd
+
     [pool.%s]
     listen  = "127.0.0.1:9000"
     command = [%q]
@@ -113,7 +116,7 @@ func howToRun() string {
 and start
 
     fpmd serve -c fpmd.toml --http 127.0.0.1:8080
-`, poolName(name), program)
+`, poolName(name), strings.ReplaceAll(program, "$", "$$"))
 }
 
 // poolName makes a name that a pool may have of a program's.

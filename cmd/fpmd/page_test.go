@@ -2,11 +2,46 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"fpmd/worker/python"
 )
+
+// A worker that was started by hand says how to run it; check takes the configuration that
+// it prints, whoever asks.
+func TestByHand(t *testing.T) {
+	dir := filepath.Join(appDir(t), "a $dir")
+	program, host := filepath.Join(dir, "failing"), filepath.Join(dir, "host.zip")
+	archive, err := python.Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, host, string(archive))
+	if out, err := exec.Command("go", "build", "-o", program, "./testdata/failing").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	for name, argv := range map[string][]string{"Python": {interpreter, host, "app:application"}, "Go": {program}} {
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Dir = dir
+		out, _ := cmd.CombinedOutput() // its exit code says what there is to say
+		config := ""
+		for line := range strings.Lines(string(out)) {
+			if text, ok := strings.CutPrefix(line, "    "); ok && !strings.HasPrefix(text, "fpmd ") {
+				config += text
+			}
+		}
+		file := filepath.Join(dir, "fpmd.toml")
+		write(t, file, config)
+		if err := run(t.Context(), []string{"check", "-c", file}, io.Discard, io.Discard); err != nil || cmd.ProcessState.ExitCode() != 2 {
+			t.Errorf("%s: exit code %d, %v, of\n%s", name, cmd.ProcessState.ExitCode(), err, out)
+		}
+	}
+}
 
 // The pages that a worker makes, for an application that failed, read as
 // those that fpmd makes: status and outcome, and the id that the log has.

@@ -27,9 +27,13 @@ THREADS_GRACE = 5.0
 _BY_HAND = """\
 This is the part of fpmd that hosts a WSGI application; fpmd starts it. Write a file fpmd.toml
 
+    [supervisor]
+    user      = "nobody"            # who the workers are, when root starts fpmd
+
     [pool.app]
-    listen = "127.0.0.1:9001"
-    wsgi   = %s
+    listen    = "127.0.0.1:9001"
+    wsgi      = %s
+    directory = %s
 
 and run: fpmd serve -c fpmd.toml --http 127.0.0.1:8080
 """
@@ -40,7 +44,7 @@ def main():
     archive, spec = sys.argv[0], "".join(sys.argv[1:2])
     settings = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("FPMD_")}
     if settings.get("FPMD_WORKER") != COOKIE:
-        sys.stderr.write(_BY_HAND % ('"%s"' % (spec or "module:application")))
+        sys.stderr.write(_BY_HAND % tuple(map(_quoted, (spec or "module:application", os.getcwd()))))
         return BY_HAND
     if str(VERSION) not in settings.get("FPMD_PROTOCOL_VERSIONS", "").split(","):
         report.line("fpmd: the supervisor speaks exchange protocol versions %r, this host speaks %d" % (
@@ -77,6 +81,11 @@ def main():
     worker.idle = False  # a second SIGTERM must not interrupt the exit hooks
     _bound_threads()
     return 0
+
+
+def _quoted(text):
+    """Returns text as a string of the configuration."""
+    return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
 
 
 def _step_aside(archive, settings):
