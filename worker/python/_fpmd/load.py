@@ -13,6 +13,7 @@ FACTORY_FAILED = 6
 NOT_CALLABLE = 7
 
 _COROUTINE = 0x80  # CO_COROUTINE of a code object's flags
+_MESSAGE = 200  # characters of an exception's message that are repeated; the traceback has them all
 
 
 class LoadError(Exception):
@@ -26,7 +27,7 @@ class LoadError(Exception):
 def application(spec):
     """Imports what spec names and returns the application."""
     module_name, attribute, factory = _parse(spec)
-    module = _module(module_name)
+    module = _module(module_name, spec)
     found = module
     for name in attribute.split("."):
         try:
@@ -70,19 +71,21 @@ def _parse(spec):
     raise LoadError(MALFORMED, "%r is not of the form \"module:callable\" or \"module:factory()\"%s" % (spec, hint))
 
 
-def _module(name):
+def _module(name, spec):
     try:
         __import__(name)
         return sys.modules[name]
     except ModuleNotFoundError as error:
         if error.name is not None and (name + ".").startswith(error.name + "."):
-            raise LoadError(NO_MODULE, "no module named %r; looked below %s" % (error.name, sys.path[0])) from error
+            hint = "; did you mean %r?" % spec.replace(".py:", ":", 1) if name.endswith(".py") else ""
+            raise LoadError(NO_MODULE, "no module named %r; looked below %s%s" % (
+                error.name, sys.path[0], hint)) from error
         raise LoadError(RAISED, "%s: needs the module %r, which this interpreter does not find" % (
             name, error.name)) from error
     except Stop:
         raise
     except BaseException as error:
-        raise LoadError(RAISED, "import of %s raised %s" % (name, type(error).__name__)) from error
+        raise LoadError(RAISED, "import of %s raised %s" % (name, _summary(error))) from error
 
 
 def _made(factory, spec):
@@ -93,7 +96,23 @@ def _made(factory, spec):
     except Stop:
         raise
     except BaseException as error:
-        raise LoadError(FACTORY_FAILED, "factory %s raised %s" % (spec, type(error).__name__)) from error
+        raise LoadError(FACTORY_FAILED, "factory %s raised %s" % (spec, _summary(error))) from error
+
+
+def _summary(error):
+    """Returns the exception's type and the first line of its message, for a line of the log."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+        if isinstance(error, SyntaxError) and error.filename:  # of which str has only the last part
+            text = "%s (%s, line %s)" % (error.msg, error.filename, error.lineno)
+    except Exception:  # the application's, which may raise again
+        return name
+    lines = text.strip().splitlines()
+    if not lines:
+        return name
+    line = lines[0]
+    return "%s: %s" % (name, line if len(line) <= _MESSAGE else line[:_MESSAGE] + "...")
 
 
 def _described(thing):

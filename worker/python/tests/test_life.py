@@ -40,39 +40,45 @@ class Start(Life):
     def test_no_application_exits_with_a_code_and_a_reason(self):
         rows = [
             ("site_under_test", 3, "did you mean 'site_under_test:application'?"),
-            ("site_under_test.py:application", 5, "module site_under_test"),
+            ("site_under_test.py:application", 4, "; did you mean 'site_under_test:application'?\n"),
             ("/srv/app.py:application", 3, "as in an import statement, not as a file"),
             ("", 3, "is not of the form"),
             ("site_under_test:", 3, "is not of the form"),
             ("site_under_test:create(1)", 3, "is not of the form"),
             ("nowhere:application", 4, "no module named 'nowhere'"),
             ("package.nowhere:application", 4, "no module named 'package.nowhere'"),
-            ("raises:application", 1, "fpmd: no application: import of raises"),
-            ("syntax:application", 1, "SyntaxError"),
-            ("exits:application", 1, "import of exits raised SystemExit"),
+            ("raises:application", 1, "fpmd: no application: import of raises raised ZeroDivisionError: division by zero\n"),
+            ("lines:application", 1, "fpmd: no application: import of lines raised RuntimeError: no db\n"),
+            ("long:application", 1, "fpmd: no application: import of long raised RuntimeError: %s...\n" % ("x" * 200)),
+            ("mute:application", 1, "fpmd: no application: import of mute raised Mute\n"),
+            ("syntax:application", 1, "DIRECTORY/syntax.py, line 2)\n"),
+            ("indented:application", 1, "import of indented raised IndentationError: unexpected indent (DIRECTORY/indented.py, line 1)\n"),
+            ("exits:application", 1, "import of exits raised SystemExit: no database\n"),
+            ("exits_bare:application", 1, "import of exits_bare raised SystemExit\n"),
             ("needs:application", 1, "needs the module 'not_installed'"),
             ("site_under_test:app", 5, "did you mean `application`?"),
             ("empty:app", 5, "it has no callable of its own"),
             ("site_under_test:NUMBER", 7, "which is not callable"),
             ("site_under_test:NUMBER()", 7, "which is not callable"),
-            ("site_under_test:broken()", 6, "LookupError: no database"),
+            ("site_under_test:broken()", 6, "fpmd: no application: factory site_under_test:broken() raised LookupError: no database\n"),
             ("site_under_test:nothing()", 7, "NoneType, which is not callable"),
             ("site_under_test:asgi", 7, "is asynchronous"),
         ]
         code = USUAL + "NUMBER = 7\ndef nothing(): pass\ndef broken(): raise LookupError('no database')\n" \
                        "async def asgi(scope, receive, send): pass\n"
-        files = {"package/__init__.py": "", "raises.py": "1/0\n", "syntax.py": "def\n", "empty.py": "",
-                 "exits.py": "raise SystemExit(0)\n", "needs.py": "import not_installed\n"}
+        files = {"package/__init__.py": "", "raises.py": "1/0\n", "syntax.py": "\ndef\n", "empty.py": "",
+                 "indented.py": "  x = 1\n", "lines.py": "raise RuntimeError('no db\\nat all')\n",
+                 "long.py": "raise RuntimeError('x' * 201)\n", "exits_bare.py": "raise SystemExit\n",
+                 "mute.py": "class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute\n",
+                 "exits.py": "raise SystemExit('no database')\n", "needs.py": "import not_installed\n"}
         for spec, want, cause in rows:
             with self.subTest(spec):
                 host = self.serve(code, spec, start=False, files=files)
-                if spec == "site_under_test.py:application":
-                    want, cause = 4, "no module named 'site_under_test.py'"
                 self.assertEqual(host.wait(), want)
                 log = host.stderr.whole()
-                self.assertIn(cause, log)
-                self.assertIn("fpmd: tried wsgi = %r with directory %s, sys.path" % (spec, log.split(
-                    "with directory ")[-1].split(",")[0]), log)
+                directory = log.split("with directory ")[-1].split(",")[0]
+                self.assertIn(cause.replace("DIRECTORY", directory), log)
+                self.assertIn("fpmd: tried wsgi = %r with directory %s, sys.path" % (spec, directory), log)
                 self.assertNotIn("_fpmd", log)
                 self.assertEqual(host.read_handshake(), b"")
 
@@ -81,7 +87,7 @@ class Start(Life):
             with Host("blog:app", start=False, FPMD_WORKER=cookie) as host:
                 self.assertEqual(host.wait(), 2)
                 log = host.stderr.whole()
-                self.assertIn('wsgi   = "blog:app"', log)
+                self.assertIn('wsgi      = "blog:app"\n', log)
                 self.assertIn("fpmd serve", log)
 
     def test_refuses_what_it_cannot_do(self):
