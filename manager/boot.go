@@ -83,11 +83,15 @@ func (p *pool) try(ctx context.Context) Trial {
 	return t
 }
 
+const slipOfThePen = "a slip of the pen at the line that the output names; where that is right, the application wants another version of Python than python runs"
+
 // hints are what is usually wrong where a worker's last words contain a text.
 var hints = []struct{ text, hint string }{
 	{"No module named", "the module is not below directory or python_path, or python is not the interpreter of its virtual environment"},
 	{"ImportError", "a package is missing or of another version than the application wants: look at python, and at what is installed for it"},
-	{"SyntaxError", "a slip of the pen at the line that the output names; where that is right, the application wants another version of Python than python runs"},
+	{"IndentationError", slipOfThePen},
+	{"TabError", slipOfThePen},
+	{"SyntaxError", slipOfThePen},
 	{"ermission denied", "the worker's user may not read the application, or not enter a folder on the way to it: look at user, and at the folders' modes"},
 	{"not found on PATH", "the program is not installed, or env gives another PATH"},
 	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},

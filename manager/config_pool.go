@@ -438,7 +438,11 @@ func (d *draft) checkProgram() {
 		}
 	case wsgi:
 		if !d.has("directory") {
-			d.refuse("no directory: want directory = \"...\", the folder that the module %s is in", d.module())
+			d.refuse("no directory: want directory = \"...\", the folder that the module %q is in", d.module())
+		}
+		name, asFile := strings.CutSuffix(d.module(), ".py")
+		if name = strings.ReplaceAll(name, ".", "/"); asFile && d.isFile(name+".py") && !d.isFile(name+"/py.py") {
+			d.given["wsgi"].refuse("%s is named as a file is, and not as in an import statement: did you mean %q?", d.module(), strings.Replace(d.WSGI, ".py:", ":", 1))
 		}
 		if v, ok := d.given["threads"]; ok && d.Threads > 1 {
 			v.refuse("a worker that hosts WSGI runs one request at a time: want 1, and more workers")
@@ -464,7 +468,13 @@ func (d *draft) checkProgram() {
 
 func (d *draft) module() string {
 	module, _, _ := strings.Cut(d.WSGI, ":")
-	return strconv.Quote(module)
+	return module
+}
+
+// isFile reports whether there is a file of that name in directory.
+func (d *draft) isFile(name string) bool {
+	fi, err := d.l.stat(filepath.Join(d.Directory, name))
+	return err == nil && fi.Mode().IsRegular()
 }
 
 // findProgram makes *name absolute, unless it is to be looked up, and refuses

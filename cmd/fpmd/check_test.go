@@ -20,6 +20,8 @@ func TestCheckBoot(t *testing.T) {
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	write(t, filepath.Join(dir, "broken.py"), "import nonesuch\n")
 	write(t, filepath.Join(dir, "typo.py"), "def application(environ, start_response)\n    return []\n")
+	write(t, filepath.Join(dir, "indent.py"), "def application(environ, start_response):\nreturn []\n")
+	write(t, filepath.Join(dir, "tabs.py"), "if True:\n        x = 1\n\ty = 2\n")
 	write(t, filepath.Join(dir, "deaf.py"), `
 import os, time
 os.write(int(os.environ["FPMD_HANDSHAKE_FD"]), b"1|1|unix|1|exchange\n")
@@ -45,6 +47,18 @@ wsgi = "typo:application"
 directory = %q
 python = %q
 %s
+[pool.indent]
+listen = %q
+wsgi = "indent:application"
+directory = %q
+python = %q
+%s
+[pool.tabs]
+listen = %q
+wsgi = "tabs:application"
+directory = %q
+python = %q
+%s
 [pool.other]
 listen = %q
 command = ["/bin/true"]
@@ -54,7 +68,8 @@ listen = %q
 command = [%q, %q]
 start_timeout = "2s"
 %s`, filepath.Join(dir, "broken.sock"), dir, interpreter, who,
-		filepath.Join(dir, "typo.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who,
+		filepath.Join(dir, "typo.sock"), dir, interpreter, who, filepath.Join(dir, "indent.sock"), dir, interpreter, who,
+		filepath.Join(dir, "tabs.sock"), dir, interpreter, who, filepath.Join(dir, "other.sock"), who,
 		filepath.Join(dir, "deaf.sock"), interpreter, filepath.Join(dir, "deaf.py"), who))
 	tmp := t.TempDir()
 	run := func(file string) (string, int) {
@@ -76,12 +91,16 @@ start_timeout = "2s"
 		"  directory    " + dir + "\n", "  usually      the module is not below directory or python_path",
 		"pool typo: no worker comes up\n", "SyntaxError: ", "  usually      a slip of the pen at the line that the output names",
 		"pool other: no worker comes up\n", "  error        exited with status 0 before it was ready\n", "  usually      the program is no worker",
-		"fpmd: check --boot: no worker comes up of 4 of 5 pools",
+		"fpmd: check --boot: no worker comes up of 6 of 7 pools",
+		"IndentationError: expected an indented block", "TabError: inconsistent use of tabs",
 		"pool deaf: no worker comes up\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("without %q:\n%s", want, out)
 		}
+	}
+	if n := strings.Count(out, "  usually      a slip of the pen "); n != 3 {
+		t.Errorf("a slip of the pen is told %d times, want 3:\n%s", n, out)
 	}
 	if strings.Contains(out, "hush") {
 		t.Error("it tells the values of the environment")
