@@ -79,6 +79,9 @@ func (w *warner) sockets(p *PoolConfig) {
 	}
 }
 
+// rootHome is what nobody is advised to open: root's keys and history are in it.
+const rootHome = "/root"
+
 // firstLogin is the first number that a system gives to a person.
 const firstLogin = 1000
 
@@ -98,6 +101,9 @@ func (w *warner) barred(p *PoolConfig, path string) (key, why string, value any)
 		if dir := w.closed(&u.Credential, path); dir != "" {
 			k, v = "listen", path
 			reason = fmt.Sprintf("it can't enter %s: chmod o+x %s, or want a socket in another folder", dir, dir)
+			if dir == rootHome {
+				reason = "it can't enter " + dir + ": want a socket in another folder, such as /run/fpmd: root's home stays closed"
+			}
 		} else if !u.may(owner, group, p.ListenMode, 0o2) {
 			k, v = "listen_group", p.ListenGroup
 			if p.ListenGroup < 0 {

@@ -115,9 +115,12 @@ func (r *reader) say(key string, value any, b *bar) {
 	if b.uid != 0 && int(r.as.UID) != b.uid && r.p.Cred != nil {
 		instead = fmt.Sprintf("user = %q", owner)
 	}
-	class, _ := r.as.class(b.uid, b.gid)
-	r.warn(r.p, key, value, "%s can't %s %s%s: it has mode %s, owner %s: chmod %s+%s %s, or want %s",
-		userName(r.as), verb, b.path, way, octal(b.mode), owner, class, letters, b.path, instead)
+	would := "want one elsewhere, such as below /srv: root's home stays closed"
+	if b.path != rootHome {
+		class, _ := r.as.class(b.uid, b.gid)
+		would = fmt.Sprintf("chmod %s+%s %s, or want %s", class, letters, b.path, instead)
+	}
+	r.warn(r.p, key, value, "%s can't %s %s%s: it has mode %s, owner %s: %s", userName(r.as), verb, b.path, way, octal(b.mode), owner, would)
 }
 
 // program warns of a program that can't be executed. Of one that is looked up, any

@@ -87,7 +87,7 @@ func TestWarningsOfFiles(t *testing.T) {
 
 		"an interpreter behind a link": {
 			config: venv, files: files{"/root": {0o700, 0, 0}}, links: map[string]string{"/srv/blog/.venv/bin/python": "/root/uv/bin/python3.12"},
-			want: `:5: pool.a.python: "/srv/blog/.venv/bin/python": ` + app + "enter /root on the way to /root/uv/bin/python3.12: it has mode 0700, owner root: chmod o+x /root, or want one elsewhere",
+			want: `:5: pool.a.python: "/srv/blog/.venv/bin/python": ` + app + "enter /root on the way to /root/uv/bin/python3.12: it has mode 0700, owner root: want one elsewhere, such as below /srv: root's home stays closed",
 		},
 		"all in one closed folder": {
 			config: venv, files: files{"/srv/blog": {0o700, 1000, 1000}},

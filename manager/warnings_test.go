@@ -46,13 +46,22 @@ func TestWarnings(t *testing.T) {
 		"a default beyond it":           {group, func(f *facts) { f.somaxconn = 128 }, ":1: pool.blog.listen_backlog: 511: the kernel takes no more than net.core.somaxconn = 128"},
 		"a kernel that says nothing":    {group + "\nlisten_backlog = 5000", func(f *facts) { f.somaxconn = 0 }, ""},
 
-		"a socket of root's alone":      {"", nil, ":1: pool.blog.listen_group: \"\": www-data, who the web server usually is, can't connect to /run/fpmd/blog.sock: want listen_group = \"www-data\""},
-		"of another group's":            {"\nlisten_group = \"blog\"", nil, ":6: pool.blog.listen_group: 1000: www-data, "},
-		"of the group, which may not":   {group + "\nlisten_mode = \"0600\"", nil, ":7: pool.blog.listen_mode: \"0600\": www-data, "},
-		"of its owner, who may not":     {"\nlisten_owner = \"www-data\"\nlisten_mode = \"0460\"", nil, ":7: pool.blog.listen_mode: \"0460\": www-data, "},
-		"of its owner":                  {"\nlisten_owner = \"www-data\"", nil, ""},
-		"open to all":                   {"\nlisten_mode = \"0666\"", nil, ""},
-		"in a folder that is closed":    {group + "\nlisten = \"/srv/blog/sock\"", nil, ":7: pool.blog.listen: \"/srv/blog/sock\": www-data, who the web server usually is, can't connect to /srv/blog/sock: it can't enter /srv/blog: chmod o+x /srv/blog"},
+		"a socket of root's alone":    {"", nil, ":1: pool.blog.listen_group: \"\": www-data, who the web server usually is, can't connect to /run/fpmd/blog.sock: want listen_group = \"www-data\""},
+		"of another group's":          {"\nlisten_group = \"blog\"", nil, ":6: pool.blog.listen_group: 1000: www-data, "},
+		"of the group, which may not": {group + "\nlisten_mode = \"0600\"", nil, ":7: pool.blog.listen_mode: \"0600\": www-data, "},
+		"of its owner, who may not":   {"\nlisten_owner = \"www-data\"\nlisten_mode = \"0460\"", nil, ":7: pool.blog.listen_mode: \"0460\": www-data, "},
+		"of its owner":                {"\nlisten_owner = \"www-data\"", nil, ""},
+		"open to all":                 {"\nlisten_mode = \"0666\"", nil, ""},
+		"in a folder that is closed":  {group + "\nlisten = \"/srv/blog/sock\"", nil, ":7: pool.blog.listen: \"/srv/blog/sock\": www-data, who the web server usually is, can't connect to /srv/blog/sock: it can't enter /srv/blog: chmod o+x /srv/blog"},
+		"in root's home": {group + "\nlisten = \"/root/sock\"", func(f *facts) {
+			stat := f.stat
+			f.stat = func(path string) (fileFacts, error) {
+				if path == "/root" {
+					return fileFacts{0o700, 0, 0}, nil
+				}
+				return stat(path)
+			}
+		}, ":7: pool.blog.listen: \"/root/sock\": www-data, who the web server usually is, can't connect to /root/sock: it can't enter /root: want a socket in another folder, such as /run/fpmd: root's home"},
 		"in a folder of its group":      {group + "\nlisten = \"/srv/blog/sock\"", func(f *facts) { f.webUsers[0].Groups = []uint32{33, 1000} }, ""},
 		"in a folder that is not there": {group + "\nlisten = \"/run/fpmd/more/sock\"", nil, ":7: pool.blog.listen: \"/run/fpmd/more/sock\": the folder /run/fpmd/more is not there, "},
 		"another web server gets there": {"\nlisten_group = \"video\"", func(f *facts) {

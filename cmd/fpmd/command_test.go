@@ -44,6 +44,7 @@ func TestCommandLineSlips(t *testing.T) {
 		{"check -boto=true", exitUsage, "unknown flag --boto: did you mean --boot?"},
 		{"check -x", exitUsage, "unknown flag -x: fpmd check --help lists them"},
 		{"serve --frobnicate", exitUsage, "unknown flag --frobnicate: fpmd serve --help lists them"},
+		{"serve --http 8080", exitUsage, `--http "8080": want ADDR such as 127.0.0.1:8080`},
 		{"request blog / --parm A=B", exitUsage, "unknown flag --parm: did you mean --param?"},
 		{"check -c", exitUsage, "flag needs an argument: -c: fpmd check --help"},
 		{"check -c " + missing, exitConfig, missing + ": no such file or directory: want a configuration file; -c FILE names another"},

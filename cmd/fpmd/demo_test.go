@@ -235,7 +235,7 @@ func TestDemoAddressInUse(t *testing.T) {
 	if code := d.waitExit(); code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
-	for _, part := range []string{d.addr + ": bind: address already in use", "make demo DEMO_ADDR="} {
+	for _, part := range []string{d.addr + ": bind: address already in use: another process listens there: stop it, or want another ADDR\n", "If the address is in use: make demo DEMO_ADDR="} {
 		if !strings.Contains(d.log.String(), part) {
 			t.Errorf("no %q in\n%s", part, d.log.String())
 		}

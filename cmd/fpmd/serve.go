@@ -61,6 +61,11 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if f.NArg() > 0 {
 		return usageError("serve takes no argument %q: fpmd serve --help", f.Arg(0))
 	}
+	if line.http != "" {
+		if _, _, err := net.SplitHostPort(line.http); err != nil {
+			return usageError("--http %q: want ADDR such as 127.0.0.1:8080", line.http)
+		}
+	}
 	cfg, err := loadConfig(line.config, manager.LoadOptions{})
 	if err != nil {
 		return err
@@ -107,6 +112,9 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		l, err := net.Listen("tcp", line.http)
 		if err != nil {
 			m.Stop(ctx)
+			if errors.Is(err, unix.EADDRINUSE) {
+				err = fmt.Errorf("%w: another process listens there: stop it, or want another ADDR", err)
+			}
 			return fmt.Errorf("--http: %w", err)
 		}
 		front.Go(func() { // ends with frontCtx

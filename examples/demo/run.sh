@@ -82,7 +82,7 @@ while :; do
     status=0
     wait "$pid" || status=$?
     pid=
-    die "fpmd has ended with exit code $status; the reason is above. Another address: make demo DEMO_ADDR=127.0.0.1:8081"
+    die "fpmd has ended with exit code $status; the reason is above. If the address is in use: make demo DEMO_ADDR=127.0.0.1:8081"
   fi
   sleep 0.05
 done
