@@ -2,6 +2,7 @@ package manager
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"os/user"
@@ -57,7 +58,12 @@ type PoolConfig struct {
 	Cred     *Credential       // whom workers become; nil: fpmd is not root, and they stay who it is
 	Umask    int               // of the workers
 	Env      map[string]string // what the application gets on top; not nil
+	EnvFile  string            // absolute; "": none
+	FileEnv  map[string]string // what was in EnvFile; Env wins over it
 	ClearEnv bool              // keep the supervisor's own variables from the application
+
+	Limits     Limits
+	NoNewPrivs bool // setuid programs and file capabilities give workers nothing
 
 	Workers    int    // 1 or more
 	Threads    int    // exchanges at once in one worker, up to protocol.MaxSlots; 0: the worker decides, 1 for WSGI
@@ -112,6 +118,7 @@ func Defaults() (Supervisor, PoolConfig) {
 		Umask:          0o022,
 		Env:            map[string]string{},
 		ClearEnv:       true,
+		NoNewPrivs:     true,
 		Workers:        2,
 		StartTimeout:   60 * time.Second,
 		StopTimeout:    5 * time.Second,
@@ -163,15 +170,22 @@ func (p *PoolConfig) Environ(base []string) []string {
 			}
 		}
 	}
-	for name, value := range p.Env {
-		env[name] = value
-	}
+	maps.Copy(env, p.FileEnv)
+	maps.Copy(env, p.Env)
 	list := make([]string, 0, len(env))
 	for name, value := range env {
 		list = append(list, name+"="+value)
 	}
 	slices.Sort(list)
 	return list
+}
+
+// setPath is the PATH that the pool sets for its workers, if it does.
+func (p *PoolConfig) setPath() (path string, set bool) {
+	if path, set = p.Env["PATH"]; !set {
+		path, set = p.FileEnv["PATH"]
+	}
+	return path, set
 }
 
 // supervisorsOwn reports whether the variable name speaks to the supervisor

@@ -21,7 +21,7 @@ type LoadOptions struct {
 	LookupEnv func(name string) (value string, set bool)
 	// Asking is for who starts nothing, and only wants to know which pools there are and where they
 	// listen. What he himself may not do, or can't see, is not judged then: users and groups
-	// to change to, folders and programs. Cred and Env are left as they are by default.
+	// to change to, folders, programs and limits. Cred, Env and FileEnv are left as they are by default.
 	Asking bool
 }
 
@@ -146,7 +146,12 @@ func load(path string, m machine) (*Config, error) {
 
 // refuse notes what is wrong, and where.
 func (l *loader) refuse(doc *document, line int, key, value, want string, args ...any) {
-	l.errs = append(l.errs, ConfigError{File: doc.path, Line: line, Key: key, Value: value, Want: fmt.Sprintf(want, args...)})
+	l.refuseAt(doc, ConfigError{File: doc.path, Line: line, Key: key, Value: value, Want: fmt.Sprintf(want, args...)})
+}
+
+// refuseAt is refuse for what is in another file, which doc names.
+func (l *loader) refuseAt(doc *document, e ConfigError) {
+	l.errs = append(l.errs, e)
 	l.places = append(l.places, doc.order)
 }
 
@@ -158,7 +163,7 @@ func (l *loader) sorted() ConfigErrors {
 	}
 	slices.SortFunc(order, func(a, b int) int {
 		x, y := l.errs[a], l.errs[b]
-		return cmp.Or(cmp.Compare(l.places[a], l.places[b]), cmp.Compare(x.Line, y.Line),
+		return cmp.Or(cmp.Compare(l.places[a], l.places[b]), strings.Compare(x.File, y.File), cmp.Compare(x.Line, y.Line),
 			strings.Compare(x.Key, y.Key), strings.Compare(x.Want, y.Want))
 	})
 	errs := make(ConfigErrors, len(order))
@@ -366,10 +371,10 @@ func names[T any](settings []setting[T]) []string {
 
 // later are the words that the design has fixed for what this version can't do.
 var later = []string{
-	"max_workers", "control_group", "shutdown_delay", "asgi", "cgi", "chroot", "nice", "rlimit_nofile", "rlimit_core",
+	"max_workers", "control_group", "shutdown_delay", "asgi", "cgi", "chroot",
 	"start_workers", "min_spare_workers", "max_spare_workers", "idle_timeout", "preload", "max_requests", "max_requests_jitter", "max_memory",
-	"max_age", "reload_on_change", "probe", "concurrency", "greenlets", "tasks", "env_file", "access_format", "ping_path", "status_path",
-	"buffer_request", "max_boot_failures", "keep_generation", "max_memory_hard", "no_new_privs", "oom_score_adj",
+	"max_age", "reload_on_change", "probe", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path",
+	"buffer_request", "max_boot_failures", "keep_generation", "max_memory_hard",
 	"extensions", "trusted_proxies", "wsgi_post_fork", "slow_timeout",
 }
 

@@ -20,13 +20,15 @@ type machine struct {
 	euid, egid int
 	processors int
 	tempDir    string
-	asking     bool // LoadOptions.Asking
+	asking     bool   // LoadOptions.Asking
+	held       heldTo // to which limits
 
-	lookupEnv func(name string) (string, bool)
-	readFile  func(path string) ([]byte, error)
-	readDir   func(path string) ([]fs.DirEntry, error)
-	glob      func(pattern string) ([]string, error)
-	stat      func(path string) (fs.FileInfo, error)
+	lookupEnv   func(name string) (string, bool)
+	readFile    func(path string) ([]byte, error)
+	readEnvFile func(path string, as *Credential) ([]byte, error)
+	readDir     func(path string) ([]fs.DirEntry, error)
+	glob        func(pattern string) ([]string, error)
+	stat        func(path string) (fs.FileInfo, error)
 
 	ownGroups func() ([]int, error)
 	user      func(name string) (*user.User, error)
@@ -38,9 +40,9 @@ type machine struct {
 
 func thisMachine() machine {
 	return machine{
-		euid: os.Geteuid(), egid: os.Getegid(), processors: runtime.NumCPU(), tempDir: os.TempDir(),
+		euid: os.Geteuid(), egid: os.Getegid(), processors: runtime.NumCPU(), tempDir: os.TempDir(), held: ourLimits(),
 		lookupEnv: os.LookupEnv,
-		readFile:  readConfigFile, readDir: os.ReadDir, glob: filepath.Glob, stat: os.Stat,
+		readFile:  readConfigFile, readEnvFile: readEnvFile, readDir: os.ReadDir, glob: filepath.Glob, stat: os.Stat,
 		ownGroups: os.Getgroups,
 		user:      user.Lookup, userID: user.LookupId, group: user.LookupGroup, groupID: user.LookupGroupId,
 		groupsOf: (*user.User).GroupIds,

@@ -30,6 +30,9 @@ const (
 	minMaxEnviron     = 4 << 10
 	maxMaxConnections = 1 << 20
 	maxBufferResponse = 64 << 20
+	maxNofile         = 1 << 30
+	maxNproc          = 1 << 22 // the kernel has no more numbers
+	maxCore           = 1 << 60
 )
 
 var (
@@ -184,7 +187,30 @@ var poolSettings = []setting[draft]{
 			v.environment(&d.Env)
 		}
 	}},
+	{"env_file", func(v value, d *draft) { v.text(&d.EnvFile) }},
 	{"clear_env", func(v value, d *draft) { v.boolean(&d.ClearEnv) }},
+	{"nice", func(v value, d *draft) { v.optional(&d.Limits.Nice, -20, 19) }},
+	{"oom_score_adj", func(v value, d *draft) { v.optional(&d.Limits.OOMScoreAdj, -1000, 1000) }},
+	{"rlimit_nofile", func(v value, d *draft) { v.optional(&d.Limits.Nofile, minNofile, maxNofile) }},
+	{"rlimit_nproc", func(v value, d *draft) {
+		switch _, isText := v.raw.(string); {
+		case v.unlimited(&d.Limits.Nproc):
+		case isText && !v.varied():
+			v.refuse("want a number from %d to %d, without quotes, or \"unlimited\"", minNproc, maxNproc)
+		default:
+			v.optional(&d.Limits.Nproc, minNproc, maxNproc)
+		}
+	}},
+	{"rlimit_core", func(v value, d *draft) {
+		if v.unlimited(&d.Limits.Core) {
+			return
+		}
+		n := int64(-1)
+		if v.size(&n, 0, maxCore); n >= 0 {
+			d.Limits.Core = Optional{Set: true, Value: n}
+		}
+	}},
+	{"no_new_privs", func(v value, d *draft) { v.boolean(&d.NoNewPrivs) }},
 	{"pm", func(v value, _ *draft) {
 		pm := "static"
 		v.oneOf(&pm, "static")
@@ -374,8 +400,10 @@ func (d *draft) setAllowedClients(v value) {
 func (l *loader) check(main *document) {
 	for _, d := range l.pools {
 		d.checkListen()
-		d.checkProgram()
 		d.checkUser()
+		d.checkEnvFile() // before what is looked up on its PATH
+		d.checkProgram()
+		d.checkLimits()
 	}
 	for i, d := range l.pools {
 		for j, a := range d.Listen {
@@ -496,7 +524,7 @@ func (d *draft) findProgram(v value, name *string) {
 
 // searchPath is the PATH that workers get.
 func (d *draft) searchPath() string {
-	if path, ok := d.Env["PATH"]; ok {
+	if path, ok := d.setPath(); ok {
 		return path
 	}
 	return d.l.searchPath()

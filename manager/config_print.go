@@ -24,7 +24,7 @@ const masked = "***"
 func (c *Config) text(m machine) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# What is in force after reading %s.\n", printable(strings.Join(c.Files, ", ")))
-	fmt.Fprintf(&b, "# The values of env are masked (%q), but for PATH, where programs are looked up; everything else is as it is.\n\n", masked)
+	fmt.Fprintf(&b, "# The values of env are masked (%q), but for PATH, where programs are looked up, and what env_file holds is left there; everything else is as it is.\n\n", masked)
 	b.WriteString("[supervisor]\n")
 	for _, s := range supervisorSettings {
 		writeSetting(&b, s.name, mustShow(supervisorShown, s.name)(&c.Supervisor))
@@ -171,7 +171,19 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return env
 	},
-	"clear_env":       func(_ *machine, p *PoolConfig) any { return p.ClearEnv },
+	"env_file":      func(_ *machine, p *PoolConfig) any { return p.EnvFile },
+	"clear_env":     func(_ *machine, p *PoolConfig) any { return p.ClearEnv },
+	"nice":          func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.Nice) },
+	"oom_score_adj": func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.OOMScoreAdj) },
+	"rlimit_nofile": func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.Nofile) },
+	"rlimit_nproc":  func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.Nproc) },
+	"rlimit_core": func(_ *machine, p *PoolConfig) any {
+		if l := p.Limits.Core; l.Set && l.Value != unlimited {
+			return sizeOf(l.Value)
+		}
+		return inherited(p.Limits.Core)
+	},
+	"no_new_privs":    func(_ *machine, p *PoolConfig) any { return p.NoNewPrivs },
 	"pm":              func(*machine, *PoolConfig) any { return "static" },
 	"workers":         func(_ *machine, p *PoolConfig) any { return p.Workers },
 	"threads":         func(_ *machine, p *PoolConfig) any { return p.Threads },
@@ -189,6 +201,14 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 	"access_log":      func(_ *machine, p *PoolConfig) any { return p.AccessLog },
 	"buffer_response": func(_ *machine, p *PoolConfig) any { return sizeOf(p.BufferResponse) },
 	"max_environ":     func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxEnviron) },
+}
+
+// inherited is a limit, where it is not fpmd's own.
+func inherited(o Optional) any {
+	if !o.Set {
+		return unset("workers have fpmd's own")
+	}
+	return shownLimit(o.Value)
 }
 
 // sizeOf is n as parseSize reads it, or a number where it has no unit.

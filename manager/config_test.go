@@ -46,6 +46,12 @@ func testMachine(uid int) machine {
 		"/srv/api/api":               0o755,
 		"/usr/bin/python3":           0o755,
 	}
+	envFiles := map[string]string{
+		"/srv/blog/.env":     "TOKEN=hunter2\n",
+		"/etc/fpmd/path":     "PATH=/srv/api\n",
+		"/etc/fpmd/broken":   "# a comment\n\nTOKEN hunter2\nexport TOKEN=hunter2\n1A=hunter2\nFPMD_POOL=hunter2\nA=\"hunter2\n\nB='x' hunter2\nOK=1\nC=\x00\n",
+		"/etc/fpmd/unclosed": "A='a\nb'\nB='hunter2\nC=1\n",
+	}
 	env := map[string]string{
 		"PATH": "/usr/local/bin:/usr/bin", "XDG_RUNTIME_DIR": "/run/user/1001",
 		"EMPTY": "", "ONE": "1", "YES": "true", "SECRET": "hunter2", "AUTO": "auto",
@@ -59,6 +65,13 @@ func testMachine(uid int) machine {
 		}
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
 	}
+	m.readEnvFile = func(path string, as *Credential) ([]byte, error) {
+		if text, ok := envFiles[path]; ok {
+			return []byte(text), nil
+		}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	}
+	m.held = heldTo{leastNice: 20, nofile: 4096, nproc: 1000, core: 1 << 20, nrOpen: 1 << 20, capNice: uid == 0, capResource: uid == 0}
 	m.ownGroups = func() ([]int, error) { return []int{uid, 44}, nil }
 	m.user = func(name string) (*user.User, error) {
 		if u := users[name]; u != nil {
@@ -230,7 +243,14 @@ user = "blog"
 group = "video"
 umask = "0027"
 env = { A = "1", "b.c" = "" }
+env_file = ".env"
 clear_env = false
+nice = -5
+oom_score_adj = 500
+rlimit_nofile = 1024
+rlimit_nproc = "unlimited"
+rlimit_core = "64MiB"
+no_new_privs = false
 pm = "static"
 workers = "auto"
 threads = 1
@@ -277,6 +297,11 @@ func TestEverySetting(t *testing.T) {
 		Python: "/srv/blog/.venv/bin/python", PythonPath: []string{"/srv/blog/lib", "/srv/lib"},
 		Cred:  &Credential{UID: 1000, GID: 44, Groups: []uint32{33, 44, 1000}, Name: "blog", Home: "/srv/blog"},
 		Umask: 0o027, Env: map[string]string{"A": "1", "b.c": ""},
+		EnvFile: "/srv/blog/.env", FileEnv: map[string]string{"TOKEN": "hunter2"},
+		Limits: Limits{
+			Nice: Optional{true, -5}, OOMScoreAdj: Optional{true, 500},
+			Nofile: Optional{true, 1024}, Nproc: Optional{true, unlimited}, Core: Optional{true, 64 << 20},
+		},
 		Workers: 6, Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
 		ClientTimeout: 45 * time.Second, BufferResponse: 64 << 10, MaxConnections: 100,
@@ -469,6 +494,9 @@ python = ".venv/bin/python"
 user = "blog"
 group = "blog"
 env = { TOKEN = "${NONE}" }
+env_file = "/root/secrets"
+nice = -5
+rlimit_nofile = 65536
 [pool.b]
 listen = "127.0.0.1:9001"
 script_name = "/b"
@@ -478,7 +506,7 @@ command = ["/closed/b"]
 	if a, b := cfg.Pools[0], cfg.Pools[1]; a.Listen[0].Address != "/run/fpmd/a.sock" || b.Listen[0].Address != "127.0.0.1:9001" || b.ScriptName != "/b" {
 		t.Errorf("%+v, %+v", a, b)
 	}
-	if _, err := loadText(t, testMachine(1001), text); err == nil || strings.Count(err.Error(), "\n") < 6 {
+	if _, err := loadText(t, testMachine(1001), text); err == nil || strings.Count(err.Error(), "\n") < 9 {
 		t.Errorf("who would start it is told: %v", err)
 	}
 	if _, err := loadText(t, m, text+"lissen = 1\n"); err == nil || strings.Contains(err.Error(), "\n") {
@@ -512,6 +540,12 @@ func TestEnvironment(t *testing.T) {
 			PoolConfig{ClearEnv: true},
 			base,
 			[]string{"HOME=/root", "LANG=C.UTF-8", "LOGNAME=root", "PATH=/opt/bin", "USER=root"},
+		},
+		{
+			"a file's",
+			PoolConfig{ClearEnv: true, Cred: blog, FileEnv: map[string]string{"LANG": "C", "A": "of the file", "B": "of the file"}, Env: map[string]string{"A": "of the pool"}},
+			base,
+			[]string{"A=of the pool", "B=of the file", "HOME=/srv/blog", "LANG=C", "LOGNAME=blog", "PATH=/opt/bin", "USER=blog"},
 		},
 		{
 			"the pool's own have the last word",
@@ -737,6 +771,15 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+// valid reports whether a kernel would take l.
+func (l Limits) valid() bool {
+	within := func(o Optional, low, high int64) bool {
+		return !o.Set && o.Value == 0 || o.Set && low <= o.Value && o.Value <= high
+	}
+	return within(l.Nice, -20, 19) && within(l.OOMScoreAdj, -1000, 1000) && within(l.Nofile, minNofile, 1<<20) &&
+		(l.Nproc.Value == unlimited || within(l.Nproc, minNproc, maxNproc)) && within(l.Core, unlimited, maxCore)
+}
+
 func checkConfig(t *testing.T, cfg *Config, root bool) {
 	t.Helper()
 	if len(cfg.Pools) == 0 || !filepath.IsAbs(cfg.Supervisor.RuntimeDir) || cfg.Supervisor.Procs < 0 {
@@ -759,6 +802,8 @@ func checkConfig(t *testing.T, cfg *Config, root bool) {
 			"permissions":       p.ListenMode&^0o777 == 0 && p.Umask&^0o777 == 0,
 			"clients":           len(p.AllowedClients) > 0 || !slices.ContainsFunc(p.Listen, func(a Address) bool { return !a.loopback() }),
 			"an environment":    p.Env != nil,
+			"a file for it":     p.EnvFile == "" && p.FileEnv == nil || filepath.IsAbs(p.EnvFile) && p.FileEnv != nil,
+			"limits":            p.Limits.valid(),
 			"a place for a log": p.AccessLog == "" || p.AccessLog == "-" || filepath.IsAbs(p.AccessLog),
 		} {
 			if !ok {

@@ -241,6 +241,25 @@ func (v value) integer(to *int, low, high int) {
 	*to = int(n)
 }
 
+// optional is integer for what may be left open.
+func (v value) optional(to *Optional, low, high int) {
+	n := low - 1
+	if v.integer(&n, low, high); n >= low {
+		*to = Optional{Set: true, Value: int64(n)}
+	}
+}
+
+// unlimited reads "unlimited", also out of a variable, and reports whether that is what
+// the value is.
+func (v value) unlimited(to *Optional) bool {
+	s := ""
+	if v.raw != "unlimited" && (!v.varied() || !v.text(&s) || s != "unlimited") {
+		return false
+	}
+	*to = Optional{Set: true, Value: unlimited}
+	return true
+}
+
 // maxDuration bounds times so that none of them overflows anything.
 const maxDuration = 7 * 24 * time.Hour
 

@@ -66,6 +66,9 @@ func (r *recipe) exec() error {
 			return err
 		}
 	}
+	if err := r.Limits.set(); err != nil {
+		return err
+	}
 	unix.Umask(r.Umask)
 	who := userName(r.Cred)
 	if r.Cred != nil {
@@ -94,7 +97,7 @@ func (r *recipe) exec() error {
 	if _, serr := os.Stat(path); errors.Is(err, unix.ENOENT) && serr == nil {
 		return fmt.Errorf("exec %s as %s: %w: the file is there, the interpreter that it names is not", path, who, err)
 	}
-	return fmt.Errorf("exec %s as %s: %w", path, who, explainLimit(err, who))
+	return fmt.Errorf("exec %s as %s: %w", path, who, explainLimit(err, who, r.Limits.Nproc))
 }
 
 // armLifeline makes the kernel kill this process group when the last write end

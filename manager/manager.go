@@ -401,7 +401,7 @@ func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
 		argv: cfg.Command,
 		dir:  cfg.Directory,
 		env:  cfg.Environ(os.Environ()),
-		cred: cfg.Cred, umask: cfg.Umask,
+		cred: cfg.Cred, umask: cfg.Umask, limits: cfg.Limits, newPrivs: !cfg.NoNewPrivs,
 		threads: cfg.Threads, debug: cfg.Debug,
 		socketDir:    p.mgr.socks,
 		startTimeout: cfg.StartTimeout, stopTimeout: cfg.StopTimeout,

@@ -36,6 +36,7 @@ type launch struct {
 	batch        bool          // the supervisor, but not the worker, is under SCHED_BATCH
 	newPrivs     bool          // let setuid programs and file capabilities give privileges
 	umask        int           // of the worker
+	limits       Limits        // of the worker
 	threads      int           // exchanges at once; 0: the worker decides
 	debug        bool          // the pool's
 	host         *os.File      // what FPMD_HOST_FD names, or nil; its offset is shared by all who get it
@@ -167,7 +168,7 @@ func (p *process) whyNotReady(ctx context.Context, err error) error {
 		}
 		err := fmt.Errorf("%v before it was ready", p.status)
 		if p.lackedThreads() {
-			err = fmt.Errorf("%w: %w", err, explainLimit(unix.EAGAIN, userName(p.launch.cred)))
+			err = fmt.Errorf("%w: %w", err, explainLimit(unix.EAGAIN, userName(p.launch.cred), p.launch.limits.Nproc))
 		}
 		return err
 	default:

@@ -63,6 +63,19 @@ func startWorker(t *testing.T, l launch) *process {
 	return p
 }
 
+// needRoot skips the test for others, which only root can set up: for others, and
+// only for them.
+func needRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("the test %s, which needs root, and CI skips nothing", why)
+	}
+	t.Skipf("the test %s, which needs root", why)
+}
+
 // A printed is one line of a worker as it is logged.
 type printed struct {
 	Msg, Stream string

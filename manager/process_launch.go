@@ -46,6 +46,7 @@ type recipe struct {
 	Dir      string
 	Cred     *Credential
 	Umask    int
+	Limits   Limits
 	NewPrivs bool
 	Batch    bool
 }
@@ -126,7 +127,7 @@ func (l launch) run(env []string) (_ *process, err error) {
 	// The running binary, whatever has become of its file.
 	p.pid, err = ourChildren.fork("/proc/self/exe", []string{"fpmd", "exec-worker"}, attr)
 	if err != nil {
-		return nil, fmt.Errorf("start fpmd exec-worker: %w", explainLimit(err, userName(nil)))
+		return nil, fmt.Errorf("start fpmd exec-worker: %w", explainLimit(err, userName(nil), Optional{}))
 	}
 	if pidfd < 0 {
 		_ = unix.Kill(-p.pid, unix.SIGKILL)
@@ -145,10 +146,14 @@ func (l launch) run(env []string) (_ *process, err error) {
 	return p, nil
 }
 
-// explainLimit says which limit it is that gives EAGAIN to a fork or an exec of who.
-func explainLimit(err error, who string) error {
+// explainLimit says which limit it is that gives EAGAIN to a fork or an exec of who, whose
+// pool may have one of its own.
+func explainLimit(err error, who string, nproc Optional) error {
 	if !errors.Is(err, unix.EAGAIN) {
 		return err
+	}
+	if nproc.Set && nproc.Value != unlimited {
+		return fmt.Errorf("%w: %s can have no more processes: rlimit_nproc = %d, or pids.max of the control group (TasksMax=), is reached: raise it, or want fewer workers", err, who, nproc.Value)
 	}
 	var r unix.Rlimit
 	limit := "RLIMIT_NPROC"
@@ -166,7 +171,7 @@ func (l launch) recipe(env []string) (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "fpmd-recipe")
 	err = gob.NewEncoder(f).Encode(recipe{
-		Argv: l.argv, Env: l.environ(env), Dir: l.dir, Cred: l.cred, Umask: l.umask, NewPrivs: l.newPrivs, Batch: l.batch,
+		Argv: l.argv, Env: l.environ(env), Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits, NewPrivs: l.newPrivs, Batch: l.batch,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("recipe for exec-worker: %w", err), f.Close())

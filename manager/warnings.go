@@ -29,6 +29,7 @@ func (c *Config) warnings(f facts) []ConfigError {
 		w.times(p)
 	}
 	w.descriptors()
+	w.slots()
 	w.memory()
 	w.processes()
 	return w.list
@@ -222,6 +223,16 @@ func (w *warner) descriptors() {
 	}
 }
 
+// slots warns of workers that can't have a connection for each exchange that they are to take.
+func (w *warner) slots() {
+	for _, p := range w.cfg.Pools {
+		if l := p.Limits.Nofile; l.Set && l.Value < int64(p.slots()+minNofile) {
+			w.warn(p, "rlimit_nofile", l.Value, "a worker may take %d exchanges at once, with a descriptor for each, and needs some for itself and the application: want %d or more",
+				p.slots(), p.slots()+minNofile)
+		}
+	}
+}
+
 // What a worker takes at the very least, in bytes that it shares with nobody: a
 // hello was measured, at 6.7 MiB in Python 3.11 and 1.1 MiB in Go.
 const (
@@ -271,7 +282,15 @@ func (w *warner) processes() {
 		if p.Cred != nil {
 			uid = p.Cred.UID
 		}
-		if n := 2 * workers[uid]; w.nproc > 0 && uid != 0 && most[uid] == p && n > w.nproc {
+		n := 2 * workers[uid]
+		if l := p.Limits.Nproc; l.Set { // takes the place of fpmd's own; the kernel counts all that the user has
+			if uid != 0 && l.Value != unlimited && int64(n+minNproc) > l.Value {
+				w.warn(p, "rlimit_nproc", l.Value, "a reload of the %d workers of %s takes %d processes, and as many threads more as they make: want %d or more",
+					workers[uid], userName(p.Cred), n, 2*n+minNproc)
+			}
+			continue
+		}
+		if w.nproc > 0 && uid != 0 && most[uid] == p && n > w.nproc {
 			w.warn(p, "workers", p.Workers, "RLIMIT_NPROC allows %s %d processes, and a reload of the %d workers takes %d: want LimitNPROC=%d or more in the unit (ulimit -u in a shell), or fewer",
 				userName(p.Cred), w.nproc, workers[uid], n, 2*n)
 		}

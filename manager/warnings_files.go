@@ -130,7 +130,7 @@ func (r *reader) program(key, name string) {
 		r.need(key, name, name, 0o1)
 		return
 	}
-	path, ok := r.p.Env["PATH"]
+	path, ok := r.p.setPath()
 	if !ok {
 		path = r.path
 	}

@@ -86,6 +86,11 @@ func TestWarnings(t *testing.T) {
 		"memory that nobody knows":         {group + "\nworkers = 1000", func(f *facts) { f.bytes, f.nofile = 0, 0 }, ""},
 		"more processes than the user may": {group + "\nworkers = 100", func(f *facts) { f.nproc = 199 }, ":7: pool.blog.workers: 100: RLIMIT_NPROC allows user blog 199 processes, and a reload of the 100 workers takes 200: want LimitNPROC=400"},
 		"as many as it may":                {group + "\nworkers = 100", func(f *facts) { f.nproc = 200 }, ""},
+		"more than the pool's own":         {group + "\nworkers = 100\nrlimit_nproc = 215", nil, ":8: pool.blog.rlimit_nproc: 215: a reload of the 100 workers of user blog takes 200 processes, and as many threads more as they make: want 416 or more"},
+		"as many as that":                  {group + "\nworkers = 100\nrlimit_nproc = 216", func(f *facts) { f.nproc = 10 }, ""},
+		"no limit of its own":              {group + "\nworkers = 100\nrlimit_nproc = \"unlimited\"", func(f *facts) { f.nproc = 10 }, ""},
+		"descriptors of one worker":        {group + "\nrlimit_nofile = 32", nil, ":7: pool.blog.rlimit_nofile: 32: a worker may take 1 exchanges at once, with a descriptor for each, and needs some for itself and the application: want 33 or more"},
+		"enough of them":                   {group + "\nrlimit_nofile = 33", nil, ""},
 		"root, who may":                    {group + "\nworkers = 100\nuser = \"root\"\nallow_root = true", func(f *facts) { f.nproc = 10 }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
