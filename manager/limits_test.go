@@ -53,9 +53,9 @@ func TestLimitsOfAWorker(t *testing.T) {
 		"all": {
 			Limits{
 				Nice: Optional{true, 19}, OOMScoreAdj: Optional{true, 1000},
-				Nofile: Optional{true, 64}, Nproc: Optional{true, 77}, Core: Optional{true, 0},
+				Nofile: Optional{true, 64}, Nproc: Optional{true, 4001}, Core: Optional{true, 0},
 			},
-			map[string]string{"nice": "19", "oom_score_adj": "1000", "rlimit_nofile": "64 64", "rlimit_nproc": "77 77", "rlimit_core": "0 0"},
+			map[string]string{"nice": "19", "oom_score_adj": "1000", "rlimit_nofile": "64 64", "rlimit_nproc": "4001 4001", "rlimit_core": "0 0"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -706,3 +706,23 @@ func wantDescriptors(t *testing.T, want map[string]int) {
 		return maps.Equal(ourDescriptors(t), want)
 	})
 }
+
+// The host that all workers read can be changed by none of them.
+func TestHostIsSealed(t *testing.T) {
+	f, err := sealedMemfd("fpmd-host", []byte("host"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	again, err := os.OpenFile(fdPath(int(f.Fd())), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	_, err = again.WriteAt([]byte("x"), 0)
+	for what, err := range map[string]error{"write": err, "shrink": again.Truncate(0), "grow": again.Truncate(100)} {
+		if !errors.Is(err, unix.EPERM) {
+			t.Errorf("%s: %v, want EPERM", what, err)
+		}
+	}
+}

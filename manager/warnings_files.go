@@ -15,6 +15,9 @@ func (w *warner) files(p *PoolConfig) {
 	if r.as.UID == 0 { // to whom nothing is closed
 		return
 	}
+	if w.euid == 0 {
+		r.log("access_log", p.AccessLog)
+	}
 	if p.WSGI == "" {
 		r.need("directory", p.Directory, p.Directory, 0o1)
 		r.program("command", p.Command[0])
@@ -121,6 +124,19 @@ func (r *reader) say(key string, value any, b *bar) {
 		would = fmt.Sprintf("chmod %s+%s %s, or want %s", class, letters, b.path, instead)
 	}
 	r.warn(r.p, key, value, "%s can't %s %s%s: it has mode %s, owner %s: %s", userName(r.as), verb, b.path, way, octal(b.mode), owner, would)
+}
+
+// log warns of a log in a folder where the application may put a link: fpmd, which is root, would
+// write where that leads.
+func (r *reader) log(key, path string) {
+	if !filepath.IsAbs(path) {
+		return
+	}
+	dir := filepath.Dir(path)
+	// 0777 is also what stands for an access control list, which may give it to others.
+	if st, err := r.stat(dir); err == nil && st.mode != 0o777 && r.as.may(st.uid, st.gid, st.mode, 0o3) {
+		r.warn(r.p, key, path, "%s may write in %s, put a link there, and have fpmd write where it leads, as root: want a folder that root alone may write to, such as /var/log/fpmd", userName(r.as), dir)
+	}
 }
 
 // program warns of a program that can't be executed. Of one that is looked up, any

@@ -112,6 +112,13 @@ func TestWarningsOfFiles(t *testing.T) {
 			want: `:3: pool.a.command: "python3": ` + app + "execute /usr/bin/python3: ",
 		},
 
+		"a log where the application may put a link": {
+			config: command + "\naccess_log = \"/srv/blog/log\"", files: files{"/srv/blog": {0o755, 1001, 1001}},
+			want: `:4: pool.a.access_log: "/srv/blog/log": user app may write in /srv/blog, put a link there, and have fpmd write where it leads, as root: want a folder that root alone may write to, such as /var/log/fpmd`,
+		},
+		"a log where it may not":   {config: command + "\naccess_log = \"/srv/blog/log\"", files: files{"/srv/blog": {0o755, 0, 1001}}},
+		"a log of the same user's": {config: command + "\naccess_log = \"/srv/blog/log\"", self: true, files: files{"/srv/blog": {0o755, 1001, 1001}}},
+
 		"an fpmd of the same user's": {
 			config: wsgi, self: true, files: files{"/srv/blog": {0o600, 1001, 1001}},
 			want: `:4: pool.a.directory: "/srv/blog": ` + app + "list and enter /srv/blog: it has mode 0600, owner app: chmod u+rx /srv/blog, or want one elsewhere",

@@ -224,23 +224,7 @@ func sampleOf(t *testing.T, table string) map[string]string {
 // that exist; so has every fault.
 func TestLimits(t *testing.T) {
 	sample := sampleOf(t, "pool")
-	test := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
-	tests := map[string]bool{}
-	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd", "test"} {
-		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
-		if err != nil || len(files) == 0 {
-			t.Fatalf("tests of %s: %v", dir, err)
-		}
-		for _, f := range files {
-			b, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range test.FindAllStringSubmatch(string(b), -1) {
-				tests[m[1]] = true
-			}
-		}
-	}
+	tests := testsOf(t)
 	for _, row := range table(t, "docs/limits.md", "fault") {
 		for _, name := range strings.Split(row[3], ", ") {
 			if !tests[name] {
@@ -260,6 +244,41 @@ func TestLimits(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What SECURITY.md says an application can't do is tested, by tests that exist.
+func TestSecurityIsTested(t *testing.T) {
+	tests := testsOf(t)
+	for _, row := range table(t, "SECURITY.md", "it can't") {
+		for _, name := range strings.Split(row[2], ", ") {
+			if !tests[name] {
+				t.Errorf("%s: there is no %s", row[0], name)
+			}
+		}
+	}
+}
+
+// testsOf has the names of the tests that there are.
+func testsOf(t *testing.T) map[string]bool {
+	t.Helper()
+	test := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	tests := map[string]bool{}
+	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd", "test"} {
+		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("tests of %s: %v", dir, err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range test.FindAllStringSubmatch(string(b), -1) {
+				tests[m[1]] = true
+			}
+		}
+	}
+	return tests
 }
 
 // Every decision says what was asked, chosen and given up, and what would

@@ -35,15 +35,15 @@ def application(environ, start_response):
 // does that of an fpmd which is not root.
 func TestConfinedWorkers(t *testing.T) {
 	const first = `
-nice = 5
-oom_score_adj = 300
+nice = 18
+oom_score_adj = 1000
 rlimit_nofile = 256
 rlimit_nproc = 4000
 rlimit_core = 0
 env_file = "app.env"
 env = { A = "of the pool" }
 `
-	change := strings.NewReplacer("nice = 5", "nice = 7", "300", "400", "256", "200", "4000", "3000", "of the pool", "new", "rlimit_core = 0", "no_new_privs = false\nrlimit_core = 0")
+	change := strings.NewReplacer("nice = 18", "nice = 19", "256", "200", "4000", "3000", "of the pool", "new", "rlimit_core = 0", "no_new_privs = false\nrlimit_core = 0")
 	for name, root := range map[string]bool{"root": true, "another user": false} {
 		t.Run(name, func(t *testing.T) {
 			dir := appDir(t)
@@ -65,7 +65,7 @@ env = { A = "of the pool" }
 					t.Errorf("%q, %v\nwant %q", answer, err, want)
 				}
 			}
-			expect("nice=5 oom_score_adj=300 rlimit_nofile=(256, 256) rlimit_nproc=(4000, 4000) rlimit_core=(0, 0) no_new_privs=1 env=['of the pool', 'of the\\nfile', None]")
+			expect("nice=18 oom_score_adj=1000 rlimit_nofile=(256, 256) rlimit_nproc=(4000, 4000) rlimit_core=(0, 0) no_new_privs=1 env=['of the pool', 'of the\\nfile', None]")
 
 			config, err := os.ReadFile(filepath.Join(dir, "fpmd.toml"))
 			if err != nil {
@@ -75,7 +75,7 @@ env = { A = "of the pool" }
 			write(t, filepath.Join(dir, "app.env"), "B=new\nC='$A'\n")
 			d.signal(syscall.SIGHUP)
 			d.waitLog("msg=reloaded")
-			const changed = "nice=7 oom_score_adj=400 rlimit_nofile=(200, 200) rlimit_nproc=(3000, 3000) rlimit_core=(0, 0) no_new_privs=0 env=['new', 'new', '$A']"
+			const changed = "nice=19 oom_score_adj=1000 rlimit_nofile=(200, 200) rlimit_nproc=(3000, 3000) rlimit_core=(0, 0) no_new_privs=0 env=['new', 'new', '$A']"
 			expect(changed)
 
 			write(t, filepath.Join(dir, "app.env"), "B=newer\nhunter2\n")
@@ -232,5 +232,39 @@ func TestPoolsAreApart(t *testing.T) {
 		if e != "reached" {
 			t.Errorf("root, and %s of pool b: %s: is it still there to be reached?", what, e)
 		}
+	}
+}
+
+// meddlingApp tries to change what it shares with fpmd.
+const meddlingApp = `
+import errno, os
+def attempt(do):
+    try: do()
+    except OSError as e: return errno.errorcode[e.errno]
+    return "done"
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    told = []
+    for fd in os.listdir("/proc/self/fd"):
+        try: to = os.readlink("/proc/self/fd/" + fd)
+        except FileNotFoundError: continue
+        if not to.startswith("/memfd:"): continue
+        again = os.open("/proc/self/fd/" + fd, os.O_RDWR)
+        told.append(" ".join([to.split()[0],
+            "shrink", attempt(lambda: os.ftruncate(again, 0)),
+            "grow", attempt(lambda: os.ftruncate(again, 1 << 20)),
+            "write", attempt(lambda: os.pwrite(again, os.pread(again, 1, 0), 0))]))
+    return ["; ".join(sorted(told)).encode()]
+`
+
+// What a worker shares with fpmd can't be shortened, which would kill fpmd, and is the page alone: the
+// host's archive is closed by then.
+func TestSharedMemoryIsSealed(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), meddlingApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	const want = "/memfd:fpmd-page shrink EPERM grow EPERM write done"
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "\r\n\r\n"+want) {
+		t.Errorf("%q, %v\nwant %q", answer, err, want)
 	}
 }
