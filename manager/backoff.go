@@ -2,7 +2,6 @@ package manager
 
 import (
 	"math/rand/v2"
-	"sync"
 	"time"
 )
 
@@ -11,19 +10,16 @@ const (
 	maxWait   = 30 * time.Second
 )
 
-// A backoff spaces out the starts of a pool's workers while they fail: a
+// A backoff spaces out the starts of a generation's workers while they fail: a
 // moment after the first failure, then twice as long each time. Workers that
 // fail together, as those of a pool do, count as one failure.
 type backoff struct {
-	mu       sync.Mutex
 	failures int
 	next     time.Time // no start before
 }
 
 // fail notes that a worker did not come up, or did not live.
 func (b *backoff) fail() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	now := time.Now()
 	if now.Before(b.next) {
 		return
@@ -34,23 +30,8 @@ func (b *backoff) fail() {
 	b.next = now.Add(d*3/4 + rand.N(d/2))
 }
 
-func (b *backoff) reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.failures, b.next = 0, time.Time{}
-}
+func (b *backoff) reset() { *b = backoff{} }
 
 // failing reports whether so much has failed in a row that the next start is
 // not worth waiting for.
-func (b *backoff) failing() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.failures >= 3
-}
-
-// delay is how long the next start should wait.
-func (b *backoff) delay() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return max(0, time.Until(b.next))
-}
+func (b *backoff) failing() bool { return b.failures >= 3 }

@@ -65,11 +65,22 @@ type PoolConfig struct {
 	Limits     Limits
 	NoNewPrivs bool // setuid programs and file capabilities give workers nothing
 
-	Workers    int    // 1 or more
-	Threads    int    // exchanges at once in one worker, up to protocol.MaxSlots; 0: the worker decides, 1 for WSGI
-	ScriptName string // "" or "/prefix"
-	Debug      bool   // tracebacks in pages
-	AllowRoot  bool
+	PM                PM            // how the number of workers is found
+	Workers           int           // 1 or more: of a static pool, those that there are; else the most
+	StartWorkers      int           // of a dynamic pool, at first
+	MinSpareWorkers   int           // of a dynamic pool: slots that are kept free
+	MaxSpareWorkers   int           // of a dynamic pool: beyond so many free slots, workers leave
+	IdleTimeout       time.Duration // how long a worker that is not needed stays; not 0
+	MaxRequests       int           // after which a worker is replaced; 0: never
+	MaxRequestsJitter int           // up to so many more, at random
+	MaxAge            time.Duration // after which a worker is replaced; 0: never
+	MaxAgeJitter      time.Duration // up to so much more, at random
+	MaxMemory         int64         // bytes of a worker, beyond which it is replaced; 0: no matter
+	MaxMemoryHard     int64         // bytes of a worker, beyond which it is killed, whatever it is at; 0: no matter
+	Threads           int           // exchanges at once in one worker, up to protocol.MaxSlots; 0: the worker decides, 1 for WSGI
+	ScriptName        string        // "" or "/prefix"
+	Debug             bool          // tracebacks in pages
+	AllowRoot         bool
 
 	StartTimeout   time.Duration // from launch to ready; not 0
 	StopTimeout    time.Duration // from TERM to KILL; not 0
@@ -83,6 +94,16 @@ type PoolConfig struct {
 	AccessLog      string        // absolute; "": none, "-": with the log
 	MaxEnviron     int64         // bytes of a request's parameters, up to protocol.MaxEnviron
 }
+
+// A PM is a way to find the number of a pool's workers.
+type PM string
+
+// What a PM may be.
+const (
+	Static   PM = "static"   // always Workers
+	Dynamic  PM = "dynamic"  // up to Workers, some of them spare
+	OnDemand PM = "ondemand" // up to Workers, and none while nobody asks
+)
 
 // An Address is where a pool listens, as package net wants it.
 type Address struct {
@@ -109,27 +130,32 @@ func Defaults() (Supervisor, PoolConfig) {
 		LogFormat:  "text",
 	}
 	p := PoolConfig{
-		ListenMode:     0o660,
-		ListenOwner:    -1,
-		ListenGroup:    -1,
-		ListenBacklog:  511, // nginx's and php-fpm's own
-		Directory:      "/",
-		Python:         "python3",
-		Umask:          0o022,
-		Env:            map[string]string{},
-		ClearEnv:       true,
-		NoNewPrivs:     true,
-		Workers:        2,
-		StartTimeout:   60 * time.Second,
-		StopTimeout:    5 * time.Second,
-		DrainTimeout:   60 * time.Second,
-		RequestTimeout: 60 * time.Second,
-		ClientTimeout:  60 * time.Second,
-		BufferResponse: 1 << 20,
-		MaxConnections: 16384,
-		QueueSize:      512,
-		QueueTimeout:   10 * time.Second,
-		MaxEnviron:     256 << 10,
+		ListenMode:      0o660,
+		ListenOwner:     -1,
+		ListenGroup:     -1,
+		ListenBacklog:   511, // nginx's and php-fpm's own
+		Directory:       "/",
+		Python:          "python3",
+		Umask:           0o022,
+		Env:             map[string]string{},
+		ClearEnv:        true,
+		NoNewPrivs:      true,
+		PM:              Static,
+		Workers:         2,
+		IdleTimeout:     10 * time.Second,
+		StartWorkers:    1,
+		MinSpareWorkers: 1,
+		MaxSpareWorkers: 3,
+		StartTimeout:    60 * time.Second,
+		StopTimeout:     5 * time.Second,
+		DrainTimeout:    60 * time.Second,
+		RequestTimeout:  60 * time.Second,
+		ClientTimeout:   60 * time.Second,
+		BufferResponse:  1 << 20,
+		MaxConnections:  16384,
+		QueueSize:       512,
+		QueueTimeout:    10 * time.Second,
+		MaxEnviron:      256 << 10,
 	}
 	return s, p
 }

@@ -372,9 +372,8 @@ func names[T any](settings []setting[T]) []string {
 // later are the words that the design has fixed for what this version can't do.
 var later = []string{
 	"max_workers", "control_group", "shutdown_delay", "asgi", "cgi", "chroot",
-	"start_workers", "min_spare_workers", "max_spare_workers", "idle_timeout", "preload", "max_requests", "max_requests_jitter", "max_memory",
-	"max_age", "reload_on_change", "probe", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path",
-	"buffer_request", "max_boot_failures", "keep_generation", "max_memory_hard",
+	"preload", "reload_on_change", "probe", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path",
+	"buffer_request", "max_boot_failures", "keep_generation",
 	"extensions", "trusted_proxies", "wsgi_post_fork", "slow_timeout",
 }
 

@@ -33,6 +33,8 @@ const (
 	maxNofile         = 1 << 30
 	maxNproc          = 1 << 22 // the kernel has no more numbers
 	maxCore           = 1 << 60
+	maxMaxRequests    = 1 << 31
+	maxMaxMemory      = 1 << 50
 )
 
 var (
@@ -211,9 +213,10 @@ var poolSettings = []setting[draft]{
 		}
 	}},
 	{"no_new_privs", func(v value, d *draft) { v.boolean(&d.NoNewPrivs) }},
-	{"pm", func(v value, _ *draft) {
-		pm := "static"
-		v.oneOf(&pm, "static")
+	{"pm", func(v value, d *draft) {
+		pm := string(d.PM)
+		v.oneOf(&pm, string(Static), string(Dynamic), string(OnDemand))
+		d.PM = PM(pm)
 	}},
 	{"workers", func(v value, d *draft) {
 		if s := ""; v.raw == "auto" || v.varied() && v.text(&s) && s == "auto" {
@@ -226,6 +229,16 @@ var poolSettings = []setting[draft]{
 		}
 		v.integer(&d.Workers, 1, maxWorkers)
 	}},
+	{"start_workers", func(v value, d *draft) { v.integer(&d.StartWorkers, 1, maxWorkers) }},
+	{"min_spare_workers", func(v value, d *draft) { v.integer(&d.MinSpareWorkers, 0, maxWorkers*protocol.MaxSlots) }},
+	{"max_spare_workers", func(v value, d *draft) { v.integer(&d.MaxSpareWorkers, 1, maxWorkers*protocol.MaxSlots) }},
+	{"idle_timeout", func(v value, d *draft) { v.duration(&d.IdleTimeout, false) }},
+	{"max_requests", func(v value, d *draft) { v.integer(&d.MaxRequests, 0, maxMaxRequests) }},
+	{"max_requests_jitter", func(v value, d *draft) { v.integer(&d.MaxRequestsJitter, 0, maxMaxRequests) }},
+	{"max_age", func(v value, d *draft) { v.duration(&d.MaxAge, true) }},
+	{"max_age_jitter", func(v value, d *draft) { v.duration(&d.MaxAgeJitter, true) }},
+	{"max_memory", func(v value, d *draft) { v.size(&d.MaxMemory, 0, maxMaxMemory) }},
+	{"max_memory_hard", func(v value, d *draft) { v.size(&d.MaxMemoryHard, 0, maxMaxMemory) }},
 	{"threads", func(v value, d *draft) { v.integer(&d.Threads, 0, protocol.MaxSlots) }},
 	{"script_name", func(v value, d *draft) {
 		var s string
@@ -400,6 +413,7 @@ func (d *draft) setAllowedClients(v value) {
 func (l *loader) check(main *document) {
 	for _, d := range l.pools {
 		d.checkListen()
+		d.checkSize()
 		d.checkUser()
 		d.checkEnvFile() // before what is looked up on its PATH
 		d.checkProgram()
@@ -491,6 +505,52 @@ func (d *draft) checkProgram() {
 			}
 			d.PythonPath[i] = filepath.Clean(dir)
 		}
+	}
+}
+
+// checkSize sees to how many workers there are, and when they are replaced.
+func (d *draft) checkSize() {
+	only := func(pms string, names ...string) {
+		for _, name := range names {
+			if v, ok := d.given[name]; ok {
+				v.refuse("it is for pm = %s, and pm is %q: leave it out, or want another pm", pms, d.PM)
+			}
+		}
+	}
+	if d.PM != Dynamic {
+		only(`"dynamic"`, "start_workers", "min_spare_workers", "max_spare_workers")
+	}
+	if d.PM == Static {
+		only(`"dynamic" and "ondemand"`, "idle_timeout")
+	}
+	if d.PM == Dynamic {
+		if v, ok := d.given["start_workers"]; ok && d.StartWorkers > d.Workers {
+			v.refuse("more than workers = %d: want at most as many", d.Workers)
+		}
+		if d.MinSpareWorkers > d.MaxSpareWorkers {
+			v, ok := d.given["max_spare_workers"]
+			if !ok {
+				v = d.given["min_spare_workers"]
+			}
+			v.refuse("min_spare_workers = %d is more than max_spare_workers = %d: want it the other way round", d.MinSpareWorkers, d.MaxSpareWorkers)
+		}
+	}
+	// What waits is what has a worker started.
+	if v, ok := d.given["queue_size"]; ok && d.QueueSize == 0 {
+		switch {
+		case d.PM == OnDemand:
+			v.refuse("no request would wait, and so have a worker started, as pm is %q: want at least 1, or another pm", d.PM)
+		case d.PM == Dynamic && d.MinSpareWorkers == 0:
+			v.refuse("no request would wait, and so have a worker started, as min_spare_workers is 0: want at least 1 of one of the two")
+		}
+	}
+	for _, name := range []string{"max_requests", "max_age"} {
+		if v, ok := d.given[name+"_jitter"]; ok && !d.has(name) {
+			v.refuse("there is no %s that it could be added to: leave it out, or want %s", name, name)
+		}
+	}
+	if v, ok := d.given["max_memory_hard"]; ok && d.MaxMemoryHard > 0 && d.MaxMemoryHard < d.MaxMemory {
+		v.refuse("less than max_memory, which would never be met: want more than that, or max_memory alone")
 	}
 }
 

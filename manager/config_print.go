@@ -66,7 +66,7 @@ func writeSetting(b *strings.Builder, name string, value any) {
 		}
 		return
 	}
-	fmt.Fprintf(b, "%-15s = %s\n", name, tomlValue(value))
+	fmt.Fprintf(b, "%-19s = %s\n", name, tomlValue(value))
 }
 
 // tomlValue is v as TOML writes it, with the dollars that Load undoes.
@@ -105,6 +105,7 @@ var supervisorShown = map[string]func(*Supervisor) any{
 const (
 	besideWSGI    = unset("the pool hosts wsgi")
 	besideCommand = unset("the pool runs a command")
+	notDynamic    = unset("the pool is not dynamic")
 )
 
 // poolShown has every key of poolSettings, the other way round.
@@ -183,8 +184,48 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return inherited(p.Limits.Core)
 	},
-	"no_new_privs":    func(_ *machine, p *PoolConfig) any { return p.NoNewPrivs },
-	"pm":              func(*machine, *PoolConfig) any { return "static" },
+	"no_new_privs": func(_ *machine, p *PoolConfig) any { return p.NoNewPrivs },
+	"pm":           func(_ *machine, p *PoolConfig) any { return string(p.PM) },
+	"start_workers": func(_ *machine, p *PoolConfig) any {
+		if p.PM != Dynamic {
+			return notDynamic
+		}
+		return p.StartWorkers
+	},
+	"min_spare_workers": func(_ *machine, p *PoolConfig) any {
+		if p.PM != Dynamic {
+			return notDynamic
+		}
+		return p.MinSpareWorkers
+	},
+	"max_spare_workers": func(_ *machine, p *PoolConfig) any {
+		if p.PM != Dynamic {
+			return notDynamic
+		}
+		return p.MaxSpareWorkers
+	},
+	"idle_timeout": func(_ *machine, p *PoolConfig) any {
+		if p.PM == Static {
+			return unset("the pool is static")
+		}
+		return p.IdleTimeout.String()
+	},
+	"max_requests": func(_ *machine, p *PoolConfig) any { return p.MaxRequests },
+	"max_requests_jitter": func(_ *machine, p *PoolConfig) any {
+		if p.MaxRequests == 0 {
+			return unset("there is no max_requests")
+		}
+		return p.MaxRequestsJitter
+	},
+	"max_age": func(_ *machine, p *PoolConfig) any { return p.MaxAge.String() },
+	"max_age_jitter": func(_ *machine, p *PoolConfig) any {
+		if p.MaxAge == 0 {
+			return unset("there is no max_age")
+		}
+		return p.MaxAgeJitter.String()
+	},
+	"max_memory":      func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxMemory) },
+	"max_memory_hard": func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxMemoryHard) },
 	"workers":         func(_ *machine, p *PoolConfig) any { return p.Workers },
 	"threads":         func(_ *machine, p *PoolConfig) any { return p.Threads },
 	"script_name":     func(_ *machine, p *PoolConfig) any { return p.ScriptName },

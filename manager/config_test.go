@@ -251,7 +251,17 @@ rlimit_nofile = 1024
 rlimit_nproc = "unlimited"
 rlimit_core = "64MiB"
 no_new_privs = false
-pm = "static"
+pm = "dynamic"
+start_workers = 4
+min_spare_workers = 2
+max_spare_workers = 5
+idle_timeout = "1m"
+max_requests = 1000
+max_requests_jitter = 100
+max_age = "1h"
+max_age_jitter = "5m"
+max_memory = "512MiB"
+max_memory_hard = "1GiB"
 workers = "auto"
 threads = 1
 script_name = "/blog"
@@ -302,7 +312,9 @@ func TestEverySetting(t *testing.T) {
 			Nice: Optional{true, -5}, OOMScoreAdj: Optional{true, 500},
 			Nofile: Optional{true, 1024}, Nproc: Optional{true, unlimited}, Core: Optional{true, 64 << 20},
 		},
-		Workers: 6, Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
+		PM: Dynamic, Workers: 6, StartWorkers: 4, MinSpareWorkers: 2, MaxSpareWorkers: 5, IdleTimeout: time.Minute,
+		MaxRequests: 1000, MaxRequestsJitter: 100, MaxAge: time.Hour, MaxAgeJitter: 5 * time.Minute, MaxMemory: 512 << 20, MaxMemoryHard: 1 << 30,
+		Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
 		ClientTimeout: 45 * time.Second, BufferResponse: 64 << 10, MaxConnections: 100,
 		QueueTimeout: time.Second, AccessLog: "-", MaxEnviron: 64 << 10,
@@ -663,6 +675,18 @@ func TestSample(t *testing.T) {
 		}
 		if name == "allowed_clients" {
 			base["listen"] = "listen = \":9001\""
+		}
+		for _, companion := range [][2]string{
+			{"start_workers", "pm = \"dynamic\""},
+			{"min_spare_workers", "pm = \"dynamic\""},
+			{"max_spare_workers", "pm = \"dynamic\""},
+			{"idle_timeout", "pm = \"ondemand\""},
+			{"max_requests_jitter", "max_requests = 1"},
+			{"max_age_jitter", "max_age = \"1s\""},
+		} {
+			if name == companion[0] {
+				base["companion"] = companion[1]
+			}
 		}
 		base[name] = line
 		text := "[pool.x]\n" + strings.Join(slices.Sorted(maps.Values(base)), "\n") + "\n"

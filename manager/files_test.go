@@ -223,3 +223,48 @@ func TestAccessLogLinesAreKeptForAMoment(t *testing.T) {
 		wrote("one\ntwo\nlog\nthree\n" + many)
 	})
 }
+
+// Logs that are opened again wait for nobody who may come to read a pipe; it is written on as it was.
+func TestReopenPipeThatNobodyReads(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "log")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader := func() *os.File {
+		r, err := os.OpenFile(pipe, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	r := reader()
+	log, logs, err := OpenLogs(Supervisor{Log: pipe, LogFormat: "text"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer logs.Close()
+	r.Close()
+	reopened := make(chan error, 1)
+	go func() { reopened <- logs.Reopen() }() // ends at once
+	select {
+	case err = <-reopened:
+	case <-time.After(10 * time.Second):
+		reader().Close() // lets it go on
+		t.Fatal("it waits for a reader")
+	}
+	if !errors.Is(err, unix.ENXIO) || !strings.Contains(err.Error(), pipe) {
+		t.Errorf("opened again: %v, want that nobody reads %s", err, pipe)
+	}
+	for range 2 { // as it was, and opened again for the new reader
+		r = reader()
+		log.Info("still here")
+		b := make([]byte, 1000)
+		if n, err := r.Read(b); err != nil || !strings.Contains(string(b[:n]), "still here") {
+			t.Errorf("read %q, %v", b[:n], err)
+		}
+		if err := logs.Reopen(); err != nil {
+			t.Error(err)
+		}
+		r.Close()
+	}
+}

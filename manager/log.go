@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Logs are the files that fpmd writes lines to, each opened once.
@@ -64,13 +66,30 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 	if f := ls.files[path]; f != nil {
 		return f, nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	f, err := openLog(path, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", bare(err), pathRemedy(err, path, "a log"))
 	}
 	lf := &lineFile{name: path, w: f, c: f}
 	ls.files[path] = lf
 	return lf, nil
+}
+
+func openLog(path string, flags int) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|flags, 0o640)
+}
+
+// Reopen opens every file anew by its name, which log rotation has given to
+// another one. No line is lost; where a file can't be opened, such as a pipe that nobody
+// reads, the old one is written on. It does not wait.
+func (ls *Logs) Reopen() error {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	var errs []error
+	for _, f := range ls.files {
+		errs = append(errs, f.reopen())
+	}
+	return errors.Join(errs...)
 }
 
 // Close writes what waits and closes the files.
@@ -170,8 +189,28 @@ func (f *lineFile) writeLocked(lines []byte) error {
 	return err
 }
 
+func (f *lineFile) reopen() error {
+	if f.c == nil {
+		return nil
+	}
+	next, err := openLog(f.name, unix.O_NONBLOCK) // which says that nobody reads a pipe, and means nothing for a file
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.kept) > 0 {
+		_ = f.flushLocked() // has been complained of
+	}
+	old := f.c
+	f.w, f.c = next, next
+	return old.Close()
+}
+
 func (f *lineFile) close() error {
 	f.flush()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.c == nil {
 		return nil
 	}

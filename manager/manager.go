@@ -369,6 +369,15 @@ func appendChange(changed []string, key string, old, next any) []string {
 	return changed
 }
 
+// Scale has each pool have by workers more, or fewer: of a dynamic pool or one on
+// demand, it is the most that changes. None goes below one. It holds until a reload
+// changes workers of the pool.
+func (m *Manager) Scale(by int) {
+	for _, p := range m.pools {
+		p.log.Info("pool scaled", "workers", p.scale(by))
+	}
+}
+
 // Stop answers what was accepted, stops the workers, and removes what New
 // made. When ctx ends first, requests are cut and workers killed. It returns when no
 // process is left.

@@ -23,9 +23,8 @@ type pool struct {
 	listeners []*listener
 	access    *accessLog // nil: off
 	numbers   atomic.Uint64
-	cutting   atomic.Bool  // the stop is out of time: what has begun is not waited for
-	cuts      atomic.Int64 // requests that this has ended
-	backoff   backoff
+	cutting   atomic.Bool                // the stop is out of time: what has begun is not waited for
+	cuts      atomic.Int64               // requests that this has ended
 	patience  time.Duration              // of a second exchange
 	seconds   bool                       // the kernel has what it takes to send some
 	cfg       atomic.Pointer[PoolConfig] // of the serving generation; stored under mu
@@ -34,6 +33,7 @@ type pool struct {
 	// happens under it.
 	mu      sync.Mutex
 	gen     *generation // the serving one; nil before the first
+	size    int         // workers that there are to be, or may be; what the configuration says, unless it was scaled
 	workers map[*worker]struct{}
 	idle    []*slot // free slots of the serving generation, most recently used last
 	queue   list[*exchange]
@@ -42,13 +42,13 @@ type pool struct {
 	plain   int           // answers in succession that were small and came in one piece
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
-	lastErr error
-	proven  bool // the last start has worked
+	lastErr error         // why the serving generation's last worker that did not come up did not
 	gens    int
 
-	trial     chan struct{}  // has room for the one start that there is while none has worked
+	bringUp func(context.Context, *worker) error // worker.start; a test that lives on a fake clock has another
+
 	readyOnce chan struct{}  // closed when the pool is ready for the first time
-	wg        sync.WaitGroup // keepers of places, and workers until they are gone
+	wg        sync.WaitGroup // stewards, what they launch, and workers until they are gone
 }
 
 func newPool(m *Manager, cfg *PoolConfig) *pool {
@@ -59,9 +59,10 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		recent:    secondWait, // not known to be less
 		patience:  secondWait,
 		seconds:   protocol.CanWithdraw(),
-		trial:     make(chan struct{}, 1),
 		readyOnce: make(chan struct{}),
+		bringUp:   func(ctx context.Context, w *worker) error { return w.start(ctx) },
 	}
+	p.size = cfg.Workers
 	p.cfg.Store(cfg)
 	p.server = &fcgi.Server{
 		Handler:      p.serve,
@@ -78,10 +79,8 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 
 func (p *pool) config() *PoolConfig { return p.cfg.Load() }
 
-// enrol lists w until it is gone.
-func (p *pool) enrol(w *worker) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// enrolLocked lists w until it is gone.
+func (p *pool) enrolLocked(w *worker) {
 	p.workers[w] = struct{}{}
 	p.wg.Go(func() { // ends with the worker
 		<-w.gone
@@ -103,57 +102,30 @@ func (p *pool) workersOf(g *generation) (ws []*worker) {
 	return ws
 }
 
-func (p *pool) servedBy(w *worker) uint64 {
+// failed keeps the reason why a worker of g did not come up. When too many have failed in
+// a row for the next to be worth waiting for, nobody waits.
+func (p *pool) failed(g *generation, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return w.served
-}
-
-// tried notes what has become of a start: err is the reason why there is no worker.
-func (p *pool) tried(err error) {
-	if err != nil {
-		p.backoff.fail()
-		p.log.Error("worker did not start", notStarted(err)...)
+	if g != p.gen {
+		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.proven = err == nil; !p.proven {
-		p.lastErr = err
+	p.lastErr = err
+	if p.hopelessLocked() {
+		p.refuseQueuedLocked(bootFailed)
 	}
 }
 
-// turn waits until one more worker may be started, and returns what is to be called when that
-// start is over, or nil when ctx has ended. As long as no start has worked, there is one at a time: an
-// application that is broken says so once, and not once for each worker.
-func (p *pool) turn(ctx context.Context) (over func()) {
-	unproven := func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return !p.proven
+// hopelessLocked reports whether nobody serves, and so many workers have failed in a row
+// that the next is not worth waiting for.
+func (p *pool) hopelessLocked() bool { return p.gen.backoff.failing() && p.noneReadyLocked() }
+
+// refuseQueuedLocked ends the waiting of all that are queued.
+func (p *pool) refuseQueuedLocked(o outcome) {
+	for x, ok := p.queue.pop(); ok; x, ok = p.queue.pop() {
+		x.place, x.verdict = refused, o
+		x.tellLocked()
 	}
-	over = func() {}
-	if unproven() {
-		select {
-		case p.trial <- struct{}{}:
-			over = func() { <-p.trial }
-		case <-ctx.Done():
-			return nil
-		}
-		if !unproven() { // meanwhile
-			over()
-			over = func() {}
-		}
-	}
-	if delay := p.backoff.delay(); delay > 0 {
-		p.log.Info("next worker delayed", "start_in", delay.Round(time.Millisecond))
-		select {
-		case <-time.After(delay):
-		case <-ctx.Done():
-			over()
-			return nil
-		}
-	}
-	return over
 }
 
 // begin starts the pool's first generation, whose workers come up, and come
@@ -163,16 +135,14 @@ func (p *pool) begin() {
 	p.mu.Lock()
 	p.gen = g
 	p.mu.Unlock()
-	for range g.cfg.Workers {
-		p.wg.Go(func() { g.keep(nil) }) // ends when the generation is retired
-	}
+	p.wg.Go(g.steward) // ends when the generation is retired
 }
 
 func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gens++
-	g := &generation{pool: p, cfg: cfg, n: p.gens}
+	g := &generation{pool: p, cfg: cfg, n: p.gens, wake: make(chan struct{}, 1), fresh: true, slots: max(1, cfg.Threads)}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	return g
 }
@@ -183,7 +153,7 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 // up, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	g := p.newGeneration(cfg)
-	ws := make([]*worker, cfg.Workers)
+	ws := make([]*worker, p.rolled(cfg))
 	var err error
 	if ws[0], err = g.startWorker(ctx); err == nil {
 		rest, rctx := errgroup.WithContext(ctx)
@@ -211,10 +181,13 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	}
 	p.mu.Lock()
 	old := p.gen
+	if old == nil || old.cfg.Workers != cfg.Workers {
+		p.size = cfg.Workers
+	}
 	p.gen = g
+	g.fresh, g.batch, g.batchAt = false, len(ws), time.Now()
 	p.cfg.Store(cfg)
-	p.backoff.reset() // what failed was the old generation
-	p.lastErr, p.proven = nil, true
+	p.lastErr = nil // it was of the old one
 	p.readyLocked()
 	var free []*slot
 	for _, s := range p.idle {
@@ -231,14 +204,48 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	}
 	p.mu.Unlock()
 	closeAll(free)
-	for _, w := range ws {
-		p.wg.Go(func() { g.keep(w) }) // ends when the generation is retired
-	}
+	p.wg.Go(g.steward) // ends when the generation is retired
 	if old != nil {
 		old.retire("replaced by a reload")
 	}
 	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
 	return nil
+}
+
+// rolled is with how many workers a new generation takes over from the one that serves.
+func (p *pool) rolled(cfg *PoolConfig) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	size := p.size
+	if p.gen != nil && p.gen.cfg.Workers != cfg.Workers {
+		size = cfg.Workers
+	}
+	if cfg.PM == Static {
+		return size
+	}
+	serving := 0
+	for w := range p.workers {
+		if w.gen == p.gen && w.servesLocked() {
+			serving++
+		}
+	}
+	least := 1
+	if cfg.PM == Dynamic {
+		least = cfg.StartWorkers
+	}
+	return min(max(serving, least), size)
+}
+
+// scale has the pool have by workers more, or fewer, but never less than one, until a
+// reload changes workers; it returns how many then.
+func (p *pool) scale(by int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.size = min(max(1, p.size+by), maxWorkers)
+	if p.gen != nil {
+		p.gen.kick()
+	}
+	return p.size
 }
 
 func (p *pool) readyLocked() {
@@ -250,7 +257,7 @@ func (p *pool) readyLocked() {
 
 func (p *pool) noneReadyLocked() bool {
 	for w := range p.workers {
-		if w.gen == p.gen && (w.state == idle || w.state == busy) {
+		if w.gen == p.gen && w.servesLocked() {
 			return false
 		}
 	}
@@ -267,10 +274,7 @@ func (p *pool) cut() {
 	var slots []*slot
 	p.mu.Lock()
 	p.stopped = true
-	for x, ok := p.queue.pop(); ok; x, ok = p.queue.pop() {
-		x.place, x.verdict = refused, stopping
-		x.tellLocked()
-	}
+	p.refuseQueuedLocked(stopping)
 	for w := range p.workers {
 		if w.state == busy || w.state == draining { // the others have no exchange
 			slots = append(slots, w.slots...)

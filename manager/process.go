@@ -286,6 +286,13 @@ func (p *process) stop(grace time.Duration) {
 // kill kills the process and all that it started in its process group, now.
 func (p *process) kill() { p.signal(-p.pid, unix.SIGKILL) }
 
+// isReaped reports whether the process is no more: whose its number is now is not known.
+func (p *process) isReaped() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reaped
+}
+
 func (p *process) signal(target int, sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -45,7 +45,7 @@ func (p *pool) acquire(x *exchange) outcome {
 		p.mu.Unlock()
 		return ok
 	}
-	if p.backoff.failing() && p.noneReadyLocked() {
+	if p.hopelessLocked() {
 		p.mu.Unlock()
 		return bootFailed
 	}
@@ -61,6 +61,7 @@ func (p *pool) acquire(x *exchange) outcome {
 	}
 	x.place = queued
 	p.sendSecondsLocked()
+	p.gen.askedLocked()
 	p.mu.Unlock()
 	return p.wait(x, x.waitEnd)
 }
@@ -142,6 +143,15 @@ func (s *slot) takeLocked() {
 	s.w.moveLocked(busy)
 }
 
+// freeLocked is takeLocked undone. A slot is taken until it is greeted for the first time, too.
+func (s *slot) freeLocked() {
+	s.w.taken--
+	if !s.greeted {
+		s.greeted = true
+		s.w.ungreeted--
+	}
+}
+
 // holdLocked has x hold s, which is taken.
 func (p *pool) holdLocked(x *exchange, s *slot) {
 	x.place, x.slot = holding, s
@@ -169,6 +179,7 @@ func (p *pool) requeueLocked(x *exchange) {
 	default:
 		x.place = queued
 		p.queue.pushFront(&x.link)
+		p.gen.askedLocked()
 	}
 	x.tellLocked()
 }
@@ -276,7 +287,9 @@ func (p *pool) offer(s *slot, e ending) (waited bool) {
 	w := s.w
 	p.mu.Lock()
 	if e.answered {
-		w.served++
+		if w.served++; w.served == w.maxServed {
+			w.gen.kick()
+		}
 	}
 	switch {
 	case e.large:
@@ -294,7 +307,7 @@ func (p *pool) offer(s *slot, e ending) (waited bool) {
 		p.mu.Unlock()
 		return true
 	}
-	w.taken--
+	s.freeLocked()
 	switch {
 	case w.state == draining || w.state == gone:
 		w.drainedLocked()
@@ -332,6 +345,6 @@ func (p *pool) discard(s *slot) {
 	s.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.w.taken--
+	s.freeLocked()
 	s.w.drainedLocked()
 }

@@ -331,6 +331,19 @@ func TestSecondTakenBack(t *testing.T) {
 	}
 }
 
+// A second that is taken back has another worker started, where there may be one more.
+func TestSecondTakenBackOnDemand(t *testing.T) {
+	s := startSite(t, t.Output(), "exchange worker", "threads = 1\nworkers = 2\npm = \"ondemand\"\nidle_timeout = \"1h\"", func(p *pool) {
+		p.recent, p.plain = 0, manyPlain
+	})
+	a := s.ask("wait=a", nil)
+	s.awaitBegun("a")
+	b := s.ask("b", nil)
+	b.want(t, "200 b") // while a is not done
+	s.release("a")
+	a.want(t, "200 wait=a")
+}
+
 // A second whose client leaves is not begun.
 func TestSecondLeaves(t *testing.T) {
 	s := newSite(t, 1, time.Hour)

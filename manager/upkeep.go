@@ -28,6 +28,9 @@ func (m *Manager) upkeep(ctx context.Context) {
 			return
 		}
 		most = m.trim(most)
+		for _, p := range m.pools {
+			p.weigh()
+		}
 		m.restore()
 	}
 }

@@ -17,7 +17,7 @@ import (
 type workerState uint8
 
 const (
-	starting workerState = iota // launched; no slot of it was greeted yet
+	starting workerState = iota // wanted, and launched when it is its turn; no slot of it was greeted yet
 	idle                        // ready, and no slot taken
 	busy                        // ready, and at least one slot taken
 	draining                    // takes no new exchange, finishes those it has
@@ -45,7 +45,8 @@ type slot struct {
 
 	settling sync.Mutex // held while behind is sent, or taken back; locked before pool.mu
 	behind   *exchange  // is served next: sent behind the one that holds the slot. Under pool.mu, as
-	link     link       // its place in pool.open is
+	link     link       // its place in pool.open is, and whether
+	greeted  bool       // it was greeted ever, or will not be
 }
 
 func newSlot(w *worker, i int) *slot {
@@ -57,17 +58,24 @@ func newSlot(w *worker, i int) *slot {
 // A worker is one process of a pool, from its launch until it is reaped.
 type worker struct {
 	gen   *generation
-	id    int
+	id    int      // set once, when it is launched; 0: it waits for its turn
 	proc  *process // with slots, set once, before the worker is ready
 	slots []*slot
 	log   *slog.Logger
 
 	// Guarded by pool.mu.
-	state  workerState
-	cause  string  // why it left service, once it has
-	taken  int     // slots that are not free: with an exchange, or not greeted
-	spare  []*slot // free slots of a generation that does not serve yet
-	served uint64  // exchanges answered
+	state     workerState
+	cause     string    // why it left service, once it has
+	taken     int       // slots that are not free: with an exchange, or not greeted,
+	ungreeted int       // not even once
+	spare     []*slot   // free slots of a generation that does not serve yet
+	served    uint64    // exchanges answered
+	readyAt   time.Time // when it was; zero: not yet
+	idleAt    time.Time // when it last became idle, or was ready, of an elastic pool
+	maxServed uint64    // exchanges after which it is due for replacement; 0: never
+	dieAt     time.Time // when it is due; zero: never
+	due       string    // why it is; it stays so
+	next      *worker   // takes its place as soon as it is ready; nil, or it has failed: nobody does
 
 	leaving chan struct{}  // closed when it takes no further exchange
 	drained chan struct{}  // closed when, after that, no slot is taken any more
@@ -95,6 +103,7 @@ func (w *worker) leaveLocked(to workerState, cause string) (free []*slot) {
 	if w.cause == "" {
 		w.cause = cause
 		close(w.leaving)
+		w.gen.leftLocked(w)
 	}
 	p.idle = slices.DeleteFunc(p.idle, func(s *slot) bool {
 		if s.w != w {
@@ -113,13 +122,20 @@ func (w *worker) leaveLocked(to workerState, cause string) (free []*slot) {
 func (w *worker) standLocked() {
 	if w.state == starting {
 		w.moveLocked(idle)
+		w.gen.cameLocked(w)
 	}
 	if w.taken > 0 {
 		w.moveLocked(busy)
 	} else {
 		w.moveLocked(idle)
+		if w.gen.cfg.PM != Static {
+			w.idleAt = time.Now()
+		}
 	}
 }
+
+// servesLocked reports whether it is in service. pool.mu is held.
+func (w *worker) servesLocked() bool { return w.state == idle || w.state == busy }
 
 // kill ends the process, if there is one, at once.
 func (w *worker) kill() {
@@ -157,7 +173,7 @@ func (w *worker) start(ctx context.Context) error {
 	w.log = p.log.With("worker", w.id, "pid", proc.pid)
 	p.mu.Lock()
 	w.proc = proc
-	w.taken = proc.slots
+	w.taken, w.ungreeted = proc.slots, proc.slots
 	for i := range proc.slots {
 		w.slots = append(w.slots, newSlot(w, i))
 	}
@@ -320,83 +336,50 @@ func (w *worker) watch() {
 	close(w.gone)
 }
 
-// A generation is one launch of a pool's configuration and code.
-type generation struct {
-	pool *pool
-	cfg  *PoolConfig
-	n    int
-
-	ctx    context.Context // ends when no worker of it is to be started any more
-	cancel context.CancelFunc
-}
-
-func (g *generation) newWorker() *worker {
-	return &worker{
-		gen: g, id: g.pool.mgr.nextWorker(), log: g.pool.log,
+// newWorkerLocked is a worker that is about to be launched.
+func (g *generation) newWorkerLocked() *worker {
+	w := &worker{
+		gen: g, log: g.pool.log,
 		leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
 	}
+	g.pool.enrolLocked(w)
+	return w
 }
 
-// startWorker starts one, of which the supervisor starts only so many at once.
+// startWorker starts one more, beside those that the steward sees to.
 func (g *generation) startWorker(ctx context.Context) (*worker, error) {
+	g.pool.mu.Lock()
+	w := g.newWorkerLocked()
+	g.pool.mu.Unlock()
+	return w, w.launch(ctx)
+}
+
+// launch starts w when it is its turn: the supervisor starts only so many at once. With an
+// error, nothing of w is left.
+func (w *worker) launch(ctx context.Context) error {
+	err := w.launchInTurn(ctx)
+	if err != nil && w.proc == nil {
+		p := w.gen.pool
+		p.mu.Lock()
+		w.leaveLocked(gone, err.Error())
+		p.mu.Unlock()
+		close(w.gone) // else watch has
+	}
+	return err
+}
+
+func (w *worker) launchInTurn(ctx context.Context) error {
+	p := w.gen.pool
 	select {
-	case g.pool.mgr.starts <- struct{}{}:
-		defer func() { <-g.pool.mgr.starts }()
+	case p.mgr.starts <- struct{}{}:
+		defer func() { <-p.mgr.starts }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return context.Cause(ctx)
 	}
-	w := g.newWorker()
-	g.pool.enrol(w)
-	if err := w.start(ctx); err != nil {
-		if w.proc == nil {
-			close(w.gone) // else watch has
-		}
-		return nil, err
-	}
-	return w, nil
-}
-
-// keep holds one place of the generation filled, beginning with w, or with a
-// launch when w is nil, until the generation is retired. It then waits for its worker's end.
-func (g *generation) keep(w *worker) {
-	p := g.pool
-	for g.ctx.Err() == nil {
-		if w != nil {
-			began := time.Now()
-			select {
-			case <-w.leaving:
-			case <-g.ctx.Done():
-				continue
-			}
-			if time.Since(began) >= goodLife || p.servedBy(w) > 0 {
-				p.backoff.reset()
-			} else {
-				p.backoff.fail()
-			}
-		}
-		over := p.turn(g.ctx)
-		if over == nil {
-			continue
-		}
-		next, err := g.startWorker(g.ctx)
-		if g.ctx.Err() == nil {
-			p.tried(err)
-		}
-		over()
-		w = next
-	}
-	if w != nil {
-		w.retire("its generation was retired") // it may have come up while the others were told
-	}
-}
-
-// retire ends the generation: its workers finish what they have. It does not
-// wait; each worker's gone says when it is over.
-func (g *generation) retire(cause string) {
-	g.cancel()
-	for _, w := range g.pool.workersOf(g) {
-		w.retire(cause)
-	}
+	p.mu.Lock()
+	w.id = p.mgr.nextWorker()
+	p.mu.Unlock()
+	return p.bringUp(ctx, w)
 }
 
 const (

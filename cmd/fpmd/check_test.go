@@ -243,7 +243,7 @@ func TestCheckPrint(t *testing.T) {
 	again := printed("printed.toml")
 	_, first, _ = strings.Cut(first, "\n") // which names the file
 	_, again, _ = strings.Cut(again, "\n")
-	if first != again || !strings.Contains(first, "env.SECRET      = \"***\"\n") || strings.Contains(first, "hush") {
+	if first != again || !strings.Contains(first, "env.SECRET          = \"***\"\n") || strings.Contains(first, "hush") {
 		t.Errorf("printed\n%s\nand of that\n%s", first, again)
 	}
 	if err := run(t.Context(), []string{"check", "--print", "--boot"}, io.Discard, io.Discard); exitCode(err) != exitUsage {

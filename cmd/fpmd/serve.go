@@ -36,7 +36,11 @@ signals:
   HUP          read the configuration again and roll every pool: new workers
                are ready before old ones leave; when they do not come up, the
                old ones go on serving
-  USR1, USR2, TTIN, TTOU   have no meaning yet, and do no harm
+  USR2         the same
+  USR1         open the log files again, which were renamed
+  TTIN, TTOU   one worker more, or less, in each pool, until a reload that
+               changes workers; of a pool that is not static, it is the most
+               that changes
 `
 
 // A serveLine is the command line of fpmd serve.
@@ -129,7 +133,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		log.Warn("configuration", "warning", w)
 	}
 	m.Start()
-	s := &supervisor{m: m, path: line.config, log: log}
+	s := &supervisor{m: m, path: line.config, log: log, logs: logs}
 	s.run(ctx, signals, endFront)
 	front.Wait() // its last requests have been answered, or cut
 	log.Info("fpmd has stopped")
@@ -153,6 +157,7 @@ type supervisor struct {
 	m    *manager.Manager
 	path string
 	log  *slog.Logger
+	logs *manager.Logs
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
@@ -178,9 +183,9 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 		select {
 		case sig := <-signals:
 			switch sig {
-			case unix.SIGHUP:
+			case unix.SIGHUP, unix.SIGUSR2:
 				if stopped != nil {
-					s.log.Info("signal ignored", "signal", unix.SignalName(unix.SIGHUP), "cause", "fpmd is stopping")
+					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", "fpmd is stopping")
 					continue
 				}
 				select {
@@ -188,8 +193,18 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 				default:
 				}
 				continue
-			case unix.SIGUSR1, unix.SIGUSR2, unix.SIGTTIN, unix.SIGTTOU:
-				s.log.Info("signal has no meaning yet", "signal", unix.SignalName(sig.(unix.Signal)))
+			case unix.SIGUSR1:
+				if err := s.logs.Reopen(); err != nil {
+					s.log.Error("open the logs again", "cause", err, "next", "the files that were open are written on")
+				} else {
+					s.log.Info("logs opened again")
+				}
+				continue
+			case unix.SIGTTIN:
+				s.m.Scale(1)
+				continue
+			case unix.SIGTTOU:
+				s.m.Scale(-1)
 				continue
 			}
 			if now.Err() != nil {

@@ -1,0 +1,398 @@
+package manager
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// A generation is one launch of a pool's configuration and code. Its steward keeps
+// it at the size that the configuration and the load ask for, until it is retired.
+type generation struct {
+	pool *pool
+	cfg  *PoolConfig
+	n    int
+
+	ctx    context.Context // ends when no worker of it is to be started any more
+	cancel context.CancelFunc
+	wake   chan struct{} // has room for one: something has changed
+
+	// Guarded by pool.mu.
+	backoff  backoff   // between starts
+	proven   bool      // the last start has worked
+	fresh    bool      // it has not had those workers yet that it begins with
+	slots    int       // of one worker, as the last that came has them
+	batch    int       // how many workers were started at once the last time
+	batchAt  time.Time // when that was
+	shrunkAt time.Time // when one was last told to leave because there were too many
+	hungry   bool      // a request that has to wait is worth a look at the size
+}
+
+// kick has the steward look at what has changed.
+func (g *generation) kick() {
+	select {
+	case g.wake <- struct{}{}:
+	default: // it has not looked yet
+	}
+}
+
+// askedLocked notes that a request has come to wait. pool.mu is held.
+func (g *generation) askedLocked() {
+	if g.hungry {
+		g.hungry = false
+		g.kick()
+	}
+}
+
+// steward starts and retires workers until the generation is retired.
+func (g *generation) steward() {
+	p := g.pool
+	t := time.NewTimer(0)
+	defer t.Stop()
+	said := time.Time{} // which delay the log knows of
+	for {
+		select {
+		case <-g.wake:
+		case <-t.C:
+		case <-g.ctx.Done():
+			return
+		}
+		now := time.Now()
+		p.mu.Lock()
+		d := g.headcountLocked(now).decide(g.cfg)
+		starts := make([]*worker, d.start)
+		for i := range starts {
+			starts[i] = g.newWorkerLocked()
+		}
+		if d.start > 0 {
+			g.batch, g.batchAt = d.start, now
+		}
+		if d.replace != nil {
+			d.replace.next = starts[0]
+		}
+		for _, w := range d.leave {
+			if w.due == "" {
+				w.due = "there are more than are needed"
+			}
+			g.shrunkAt = now
+		}
+		g.fresh, g.hungry = d.fresh, d.hungry
+		p.mu.Unlock()
+		for _, w := range starts {
+			p.wg.Go(func() { g.start(w, d.replace) }) // ends when w is ready, or will not be
+		}
+		for _, w := range d.leave {
+			w.retire(w.due)
+		}
+		if !d.delayed.IsZero() && !d.delayed.Equal(said) {
+			said = d.delayed
+			p.log.Info("next worker delayed", "start_in", said.Sub(now).Round(time.Millisecond))
+		}
+		if d.again.IsZero() {
+			t.Stop()
+		} else {
+			t.Reset(time.Until(d.again))
+		}
+	}
+}
+
+// start launches w, in whose favour old leaves, unless it is nil; where w does not come up, old stays.
+func (g *generation) start(w, old *worker) {
+	p := g.pool
+	if err := w.launch(g.ctx); err != nil {
+		if g.ctx.Err() == nil {
+			p.log.Error("worker did not start", notStarted(err)...)
+			p.failed(g, err)
+		}
+		return
+	}
+	p.mu.Lock()
+	serves := w.servesLocked() // still
+	p.mu.Unlock()
+	if old != nil && serves {
+		old.retire(old.due)
+	}
+}
+
+// cameLocked notes that w is ready. pool.mu is held.
+func (g *generation) cameLocked(w *worker) {
+	w.readyAt = time.Now()
+	if g.cfg.PM != Static {
+		w.idleAt = w.readyAt
+	}
+	w.planEnd()
+	g.proven, g.slots = true, max(1, len(w.slots))
+	g.kick()
+}
+
+// leftLocked notes that w takes no further exchange, or never took one. Whoever served, lived for
+// long enough, or leaves by our own order has done well. pool.mu is held.
+func (g *generation) leftLocked(w *worker) {
+	switch {
+	case g.ctx.Err() != nil: // not for its own sake
+	case w.readyAt.IsZero():
+		g.proven = false
+		g.backoff.fail()
+	case w.served > 0 || time.Since(w.readyAt) >= goodLife || w.due != "" && w.state == draining:
+		g.backoff.reset()
+	default:
+		g.backoff.fail()
+	}
+	g.kick()
+}
+
+// retire ends the generation: its workers finish what they have. It does not
+// wait; each worker's gone says when it is over.
+func (g *generation) retire(cause string) {
+	g.cancel()
+	for _, w := range g.pool.workersOf(g) {
+		w.retire(cause)
+	}
+}
+
+// A headcount is what the size of a generation is decided by.
+type headcount struct {
+	now       time.Time
+	size      int       // workers that there may be; of a static pool, that there are
+	launching int       // on their way
+	ready     []member  // in service, least recently used first
+	waiting   bool      // one of them, for who takes its place
+	slots     int       // of one that comes
+	queued    int       // requests that wait
+	fresh     bool      // it has not had those workers yet that it begins with
+	unproven  bool      // the last start has not worked, or there was none
+	failing   bool      // workers fail, one after the other
+	notBefore time.Time // for the next start
+	batch     int       // started at once the last time,
+	batchAt   time.Time // and when
+	shrunkAt  time.Time
+}
+
+// planEnd says when w, which is ready, is due for replacement. Jitter keeps workers that
+// started together from ending together. pool.mu is held.
+func (w *worker) planEnd() {
+	cfg := w.gen.cfg
+	if cfg.MaxRequests > 0 {
+		w.maxServed = uint64(cfg.MaxRequests + rand.N(cfg.MaxRequestsJitter+1))
+	}
+	if cfg.MaxAge > 0 {
+		w.dieAt = w.readyAt.Add(cfg.MaxAge + rand.N(cfg.MaxAgeJitter+1))
+	}
+}
+
+// until is when w is due for replacement, or was, and zero if it never is. pool.mu is held.
+func (w *worker) until() time.Time {
+	switch {
+	case w.due != "":
+		return w.readyAt
+	case w.maxServed > 0 && w.served >= w.maxServed:
+		w.due = "max_requests"
+		return w.readyAt
+	case !w.dieAt.IsZero() && !time.Now().Before(w.dieAt):
+		w.due = "max_age"
+	}
+	return w.dieAt
+}
+
+// A member is a worker in service.
+type member struct {
+	w     *worker
+	slots int
+	free  int       // slots, those included that are yet to be greeted for the first time
+	idle  time.Time // since when all its slots are free
+	until time.Time // when it is due for replacement; zero: never
+}
+
+// A decision is what a steward does next.
+type decision struct {
+	start   int
+	leave   []*worker
+	replace *worker   // by the one that is started
+	again   time.Time // to look again, if nothing happens before; zero: never
+	delayed time.Time // until when there is no start, though there is need, since those before have failed
+	fresh   bool      // it has still not had those workers that it begins with
+	hungry  bool      // a request more that waits would change it
+}
+
+const (
+	// batchEvery is how long a batch of new workers may take before the next one, of twice
+	// as many, is started beside it.
+	batchEvery = time.Second
+	mostAtOnce = 32
+	// minLook is the least time between two looks for who is idle.
+	minLook = 100 * time.Millisecond
+)
+
+// headcountLocked counts. pool.mu is held.
+func (g *generation) headcountLocked(now time.Time) headcount {
+	p := g.pool
+	h := headcount{
+		now: now, size: p.size, slots: g.slots, queued: p.queue.n,
+		fresh: g.fresh, unproven: !g.proven, failing: g.backoff.failing(), notBefore: g.backoff.next,
+		batch: g.batch, batchAt: g.batchAt, shrunkAt: g.shrunkAt,
+	}
+	for w := range p.workers {
+		switch {
+		case w.gen != g:
+		case w.state == starting:
+			h.launching++
+		case w.servesLocked():
+			h.ready = append(h.ready, member{w, len(w.slots), len(w.slots) - w.taken + w.ungreeted, w.idleAt, w.until()})
+			h.waiting = h.waiting || w.next != nil && (w.next.state == starting || w.next.servesLocked())
+		}
+	}
+	slices.SortFunc(h.ready, func(a, b member) int { return a.idle.Compare(b.idle) })
+	return h
+}
+
+// decide is the policy of a generation's size. It has no effect, and no memory of
+// its own.
+func (h headcount) decide(cfg *PoolConfig) (d decision) {
+	stay := len(h.ready)
+	if h.waiting {
+		stay-- // it is as good as gone
+	}
+	if stay > h.size { // who is on the way can leave when he has come, and may never come
+		d.leave = h.surplus(stay - h.size)
+	}
+	have := stay + h.launching
+	more := h.size - have
+	first := min(more, h.first(cfg)-have)
+	d.fresh = h.fresh && stay < min(h.size, h.first(cfg))
+	if cfg.PM != Static {
+		if more = min(more, h.demand(cfg)); d.fresh {
+			more = max(more, first)
+		}
+		if len(d.leave) == 0 && !d.fresh {
+			d.leave = h.idlers(cfg, &d)
+		}
+	}
+	if h.unproven { // an application that is broken says so once, and not once for each worker
+		more = min(more, 1-h.launching)
+	}
+	switch {
+	case more <= 0:
+	case h.now.Before(h.notBefore):
+		d.delayed = h.notBefore
+		d.lookAt(h.notBefore)
+	case cfg.PM == Static:
+		d.start = more
+	case d.fresh && first > 0:
+		d.start = min(more, first)
+	case h.launching > 0 && h.now.Before(h.batchAt.Add(batchEvery)):
+		d.lookAt(h.batchAt.Add(batchEvery))
+	case h.now.After(h.batchAt.Add(2 * batchEvery)):
+		d.start = 1
+	default:
+		d.start = min(more, 2*h.batch, mostAtOnce)
+	}
+	coming := h.launching + d.start
+	room := cfg.PM != Static && have < h.size
+	d.hungry = room && coming == 0 && d.delayed.IsZero()
+	// The spare ones are counted once in a while, not for each request; so are those that
+	// wait while the next worker loads.
+	if cfg.PM == Dynamic || room && coming > 0 {
+		d.lookAt(h.now.Add(batchEvery))
+	}
+	if coming == 0 && len(d.leave) == 0 && !h.waiting {
+		h.renew(&d)
+	}
+	return d
+}
+
+func (d *decision) lookAt(t time.Time) {
+	if d.again.IsZero() || t.Before(d.again) {
+		d.again = t
+	}
+}
+
+// first is how many workers the generation begins with.
+func (h headcount) first(cfg *PoolConfig) int {
+	switch cfg.PM {
+	case Static:
+		return h.size
+	case Dynamic:
+		return cfg.StartWorkers
+	default: // on demand: does it come up at all?
+		return 1
+	}
+}
+
+// demand is how many workers more the load asks for, of a pool that is not static.
+func (h headcount) demand(cfg *PoolConfig) int {
+	if len(h.ready) == 0 && h.launching == 0 && h.failing {
+		return 1 // who asks is told so, and does not wait: somebody has to try
+	}
+	lack := h.queued - h.launching*h.slots
+	for _, m := range h.ready {
+		lack -= m.free
+	}
+	if cfg.PM == Dynamic {
+		lack += cfg.MinSpareWorkers
+	}
+	return (max(lack, 0) + h.slots - 1) / h.slots
+}
+
+// surplus is n workers that leave because there may not be so many, idle ones first.
+func (h headcount) surplus(n int) (leave []*worker) {
+	for _, wantFree := range []bool{true, false} {
+		for _, m := range h.ready {
+			if (m.free == m.slots) == wantFree && len(leave) < n {
+				leave = append(leave, m.w)
+			}
+		}
+	}
+	return leave
+}
+
+// idlers is the workers that leave because they have been idle for idle_timeout, the least
+// recently used first; of a dynamic pool, one a second of what exceeds max_spare_workers. Of a
+// pool on demand, those that are due for replacement leave as well: whoever asks next starts another.
+func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []*worker) {
+	free := 0
+	for _, m := range h.ready {
+		free += m.free
+	}
+	for _, m := range h.ready {
+		if m.free < m.slots || h.queued > 0 {
+			d.lookAt(h.now.Add(max(cfg.IdleTimeout, minLook))) // nobody tells when it becomes idle
+			continue
+		}
+		leaves := m.idle.Add(cfg.IdleTimeout)
+		switch {
+		case cfg.PM == Dynamic && free-m.slots < cfg.MaxSpareWorkers:
+			return leave
+		case cfg.PM == Dynamic && leaves.Before(h.shrunkAt.Add(time.Second)):
+			leaves = h.shrunkAt.Add(time.Second)
+		case cfg.PM == OnDemand && !m.until.IsZero() && m.until.Before(leaves):
+			leaves = m.until
+		}
+		if h.now.Before(leaves) {
+			d.lookAt(leaves)
+			continue
+		}
+		leave = append(leave, m.w)
+		if free -= m.slots; cfg.PM == Dynamic {
+			d.lookAt(h.now.Add(time.Second))
+			return leave
+		}
+	}
+	return leave
+}
+
+// renew has one worker that is due replaced: the next one is ready before it leaves.
+func (h headcount) renew(d *decision) {
+	for _, m := range h.ready {
+		switch {
+		case m.until.IsZero():
+		case h.now.Before(m.until):
+			d.lookAt(m.until)
+		case h.now.Before(h.notBefore):
+			d.lookAt(h.notBefore)
+		default:
+			d.start, d.replace = 1, m.w
+			return
+		}
+	}
+}

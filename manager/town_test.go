@@ -1,0 +1,617 @@
+package manager
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"fpmd/fcgi"
+	"fpmd/protocol"
+)
+
+// A town is a pool in which all is real but the processes and what is asked of them: on the fake
+// clock of testing/synctest, workers load, come up or do not, and die, as the test says.
+type town struct {
+	*pool
+	t    *testing.T
+	log  *lines
+	many sync.WaitGroup // who asks
+
+	launched atomic.Int64 // workers that have begun to load
+	before   int          // workers at the last check, but for what is replaced
+
+	fate     sync.Mutex // guards what follows
+	rnd      *rand.Rand
+	slots    int           // of a worker
+	load     time.Duration // how long one loads, at most
+	saying   time.Duration // how long it takes the log to say that it is ready, at most
+	steady   bool          // both are always as long
+	failing  float64       // the share of them that do not come up then
+	lives    map[*worker]func()
+	outcomes map[outcome]int
+}
+
+// newTown starts a pool of cfg, where nobody waits in vain; prepare, unless nil, comes before. It
+// is ended with end.
+func newTown(t *testing.T, cfg PoolConfig, prepare func(*town)) *town {
+	_, defaults := Defaults()
+	cfg.Name = "town"
+	cfg.QueueSize, cfg.QueueTimeout, cfg.DrainTimeout, cfg.StopTimeout = defaults.QueueSize, time.Hour, time.Hour, time.Second
+	cfg.IdleTimeout = cmp.Or(cfg.IdleTimeout, defaults.IdleTimeout)
+	cfg.StartWorkers = max(cfg.StartWorkers, 1)
+	cfg.MaxSpareWorkers = max(cfg.MaxSpareWorkers, cfg.MinSpareWorkers, 1)
+	log := new(lines)
+	m := &Manager{log: slog.New(slog.NewTextHandler(log, nil)), starts: make(chan struct{}, 2)}
+	v := &town{
+		pool: newPool(m, &cfg), t: t, log: log, rnd: rand.New(rand.NewPCG(1, 1)), slots: 1, load: 100 * time.Millisecond, saying: 10 * time.Millisecond, steady: true,
+		lives: make(map[*worker]func()), outcomes: make(map[outcome]int),
+	}
+	v.bringUp = v.raise
+	if prepare != nil {
+		prepare(v)
+	}
+	v.begin()
+	return v
+}
+
+// end stops the pool once nobody asks any more.
+func (v *town) end() {
+	v.many.Wait()
+	v.stop(context.Background())
+	synctest.Wait()
+	if n := len(v.workers); n > 0 {
+		v.t.Errorf("%d workers are left", n)
+	}
+}
+
+// upTo is a time up to most.
+func upTo(rnd *rand.Rand, most time.Duration) time.Duration {
+	return time.Duration(rnd.Int64N(int64(most) + 1))
+}
+
+func (v *town) chance(of float64) bool {
+	v.fate.Lock()
+	defer v.fate.Unlock()
+	return v.rnd.Float64() < of
+}
+
+// set changes what fate guards.
+func (v *town) set(change func()) {
+	v.fate.Lock()
+	defer v.fate.Unlock()
+	change()
+}
+
+// raise is worker.start, but for the process.
+func (v *town) raise(ctx context.Context, w *worker) error {
+	v.launched.Add(1)
+	v.fate.Lock()
+	load, saying, failing, slots := v.load, v.saying, v.failing, v.slots
+	if !v.steady {
+		load, saying = upTo(v.rnd, load), upTo(v.rnd, saying)
+	}
+	v.fate.Unlock()
+	select {
+	case <-time.After(load):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if v.chance(failing) {
+		return errors.New("as it was told to")
+	}
+	page, f, err := protocol.NewPage()
+	if err != nil {
+		return err
+	}
+	f.Close()
+	proc := &process{slots: slots, page: page, output: &output{}, gone: make(chan struct{}), reaped: true}
+	v.mu.Lock()
+	w.proc = proc
+	w.taken, w.ungreeted = slots, slots
+	v.mu.Unlock()
+	for i := range slots {
+		w.slots = append(w.slots, newSlot(w, i))
+	}
+	die := make(chan struct{})
+	v.set(func() { v.lives[w] = sync.OnceFunc(func() { close(die) }) })
+	go func() { // ends with the worker, whose end it is
+		select {
+		case <-w.drained:
+			time.Sleep(20 * time.Millisecond)
+		case <-die:
+		}
+		v.set(func() { delete(v.lives, w) })
+		close(proc.gone)
+	}()
+	go w.watch() // ends with the process
+	if w.gen.ctx.Err() != nil {
+		w.retire("its generation was retired")
+	}
+	v.offer(w.slots[0], ending{})
+	go func() { // ends when it has greeted all
+		for _, s := range w.slots[1:] {
+			time.Sleep(time.Millisecond)
+			v.offer(s, ending{})
+		}
+	}()
+	time.Sleep(saying) // while it is in service
+	return nil
+}
+
+// ask has n requests come at once, each of which takes so long.
+func (v *town) ask(n int, takes time.Duration) {
+	for range n {
+		v.many.Go(func() { // ends with the request
+			x := &exchange{pool: v.pool, req: new(fcgi.Request), all: true, turn: make(chan struct{}, 1), timer: time.NewTimer(time.Hour)}
+			x.timer.Stop()
+			x.link.Value = x
+			x.env.block = make([]byte, protocol.RequestHead)
+			o := v.acquire(x)
+			v.set(func() { v.outcomes[o]++ })
+			if o != ok {
+				return
+			}
+			s := x.slot
+			select {
+			case <-time.After(takes):
+				v.offer(s, ending{answered: true, ran: takes})
+			case <-s.w.proc.done():
+				v.takeBack(s, nil)
+				v.discard(s)
+			}
+		})
+	}
+}
+
+// takeSecond places who waits longest behind one who holds a slot, from where it is taken
+// back unless that one is done by then.
+func (v *town) takeSecond() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.queue.n == 0 || v.open.n == 0 {
+		return
+	}
+	s, _ := v.open.pop()
+	x, _ := v.queue.pop()
+	s.behind = x
+	x.place, x.slot = second, s
+	x.tellLocked()
+}
+
+// kill has a worker die, if it lives; 0: any.
+func (v *town) kill(id int) {
+	v.fate.Lock()
+	defer v.fate.Unlock()
+	for w, die := range v.lives {
+		if id == 0 || w.id == id {
+			die()
+			return
+		}
+	}
+}
+
+// serving counts workers in service.
+func (v *town) serving() (n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for w := range v.workers {
+		if w.gen == v.gen && w.servesLocked() {
+			n++
+		}
+	}
+	return n
+}
+
+func (v *town) told(what string) int { return strings.Count(v.log.String(), what) }
+
+// check sees, when nothing moves, whether all that the pool keeps adds up.
+func (v *town) check(when string) {
+	v.t.Helper()
+	synctest.Wait()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	wrong := func(format string, args ...any) {
+		v.t.Helper()
+		v.t.Errorf("%s: %s", when, fmt.Sprintf(format, args...))
+	}
+	v.set(func() {
+		for w := range v.lives {
+			if _, listed := v.workers[w]; !listed {
+				wrong("worker %d lives, and is in no list", w.id)
+			}
+		}
+	})
+	free := make(map[*worker]int)
+	for _, s := range v.idle {
+		free[s.w]++
+		if s.w.gen != v.gen || !s.w.servesLocked() {
+			wrong("a free slot is of a worker that is %v", s.w.state)
+		}
+		if _, listed := v.workers[s.w]; !listed {
+			wrong("a free slot is of a worker that is in no list")
+		}
+	}
+	if v.queue.n > 0 && len(v.idle) > 0 {
+		wrong("%d wait, and %d slots are free", v.queue.n, len(v.idle))
+	}
+	have := 0 // of the serving generation
+	for w := range v.workers {
+		free := free[w] + len(w.spare)
+		if w.gen == v.gen && (w.state == starting || w.servesLocked()) {
+			have++
+		}
+		switch {
+		case w.state == starting:
+			if w.taken != w.ungreeted || free > 0 {
+				wrong("worker %d is starting, %d of its slots are taken and %d free", w.id, w.taken, free)
+			}
+		case w.servesLocked():
+			if w.taken+free != len(w.slots) {
+				wrong("worker %d has %d slots, %d are taken and %d free", w.id, len(w.slots), w.taken, free)
+			}
+			if (w.state == busy) != (w.taken > 0) {
+				wrong("worker %d is %v, and %d of its slots are taken", w.id, w.state, w.taken)
+			}
+			if n := w.next; n != nil && w.gen == v.gen && (n.state == starting || n.servesLocked()) {
+				have-- // it is as good as gone
+			}
+		case w.cause == "":
+			wrong("worker %d is %v for no reason", w.id, w.state)
+		case free > 0:
+			wrong("worker %d is %v, and %d of its slots are free", w.id, w.state, free)
+		}
+		select {
+		case <-w.gone:
+			wrong("worker %d is gone, and still listed", w.id)
+		default:
+		}
+	}
+	if have > max(v.size, v.before) {
+		wrong("%d workers, there may be %d, and there were %d", have, v.size, v.before)
+	}
+	v.before = have
+}
+
+// Whatever happens to a pool, in any order, what it keeps adds up and it keeps to its size; and when nothing
+// happens any more, it is where it should be, serves who comes, and starts no worker for nobody.
+func TestTown(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { liveInTown(t, seed) }) })
+	}
+}
+
+func liveInTown(t *testing.T, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 25))
+	cfg := PoolConfig{PM: []PM{Static, Dynamic, OnDemand}[seed%3], Workers: 1 + rnd.IntN(6), IdleTimeout: upTo(rnd, 3*time.Second) + time.Millisecond}
+	if cfg.PM == Dynamic {
+		cfg.StartWorkers = 1 + rnd.IntN(cfg.Workers)
+		cfg.MinSpareWorkers = rnd.IntN(4)
+		cfg.MaxSpareWorkers = 1 + cfg.MinSpareWorkers + rnd.IntN(4)
+	}
+	if rnd.IntN(2) == 0 {
+		cfg.MaxRequests = 1 + rnd.IntN(20)
+	}
+	if rnd.IntN(2) == 0 {
+		cfg.MaxAge = 100*time.Millisecond + upTo(rnd, 5*time.Second)
+	}
+	peaceful := rnd.IntN(3) == 0 // nothing fails, and nobody changes anything
+	v := newTown(t, cfg, func(v *town) {
+		v.rnd, v.slots, v.steady = rand.New(rand.NewPCG(seed, 1)), []int{1, 1, 3, 20}[rnd.IntN(4)], false
+		v.load = []time.Duration{50 * time.Millisecond, time.Second, 20 * time.Second}[rnd.IntN(3)]
+		if !peaceful && rnd.IntN(4) == 0 {
+			v.failing = 1 // at first
+		}
+	})
+	defer v.end()
+	reloads, endReloads := context.WithCancel(context.Background())
+	var rolling sync.WaitGroup
+	defer rolling.Wait()
+	defer endReloads()
+	var rollOne sync.Mutex // as the Manager has it
+	whole, kills := false, 0
+	for i := range 300 {
+		trail := fmt.Sprintf("seed %d, step %d", seed, i)
+		what := rnd.IntN(20)
+		switch {
+		case what < 6:
+			v.ask(1, upTo(rnd, time.Second))
+		case what == 6:
+			v.ask(rnd.IntN(30), upTo(rnd, 500*time.Millisecond))
+		case what < 9:
+			v.takeSecond()
+		case what < 15:
+			time.Sleep(upTo(rnd, 500*time.Millisecond))
+		case what == 15:
+			time.Sleep(upTo(rnd, 20*time.Second))
+		case peaceful:
+		case what == 16:
+			kills++
+			v.kill(0)
+		case what == 17:
+			v.set(func() { v.failing = []float64{0, 0, 0.3, 1}[rnd.IntN(4)] })
+		case what == 18:
+			v.scale(1 - 2*rnd.IntN(2))
+		case rollOne.TryLock():
+			next := *v.config()
+			next.Workers = max(next.StartWorkers, next.Workers+rnd.IntN(3)-1, 1)
+			rolling.Go(func() { // ends when it is rolled, or not
+				defer rollOne.Unlock()
+				_ = v.roll(reloads, &next) // which may fail
+			})
+		}
+		v.check(trail)
+		if n := v.serving(); peaceful && cfg.PM == Static {
+			if whole = whole || n >= cfg.Workers; whole && n < cfg.Workers {
+				t.Errorf("%s: %d workers serve, want never fewer than %d", trail, n, cfg.Workers)
+			}
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	if peaceful && v.told("there are more than are needed") > 0 && cfg.PM == Static {
+		t.Error("workers left because there were too many, and nobody had asked for that")
+	}
+	endReloads()
+	rolling.Wait()
+	v.set(func() { v.failing = 0 })
+	time.Sleep(2 * time.Minute) // more than the longest delay
+	v.many.Wait()
+	if delays, failures := v.told("next worker delayed"), v.told("worker did not start")+kills; delays > failures {
+		t.Errorf("%d delays are told of, after %d failures", delays, failures)
+	}
+	v.set(func() { clear(v.outcomes) })
+	v.ask(20, 10*time.Millisecond)
+	v.wantOutcomes(map[outcome]int{ok: 20})
+	time.Sleep(2 * time.Minute)
+	v.check(fmt.Sprintf("seed %d, in the end", seed))
+	v.mu.Lock()
+	once, ready, free, size := v.ready, 0, len(v.idle), v.size
+	for w := range v.workers {
+		if w.servesLocked() {
+			ready++
+		}
+	}
+	v.mu.Unlock()
+	switch {
+	case !once:
+		t.Errorf("seed %d: it was never ready", seed)
+	case cfg.PM == Static && ready != size && (cfg.MaxAge == 0 || ready != size+1):
+		t.Errorf("seed %d: %d workers, want %d", seed, ready, size)
+	case cfg.PM == OnDemand && ready > 0:
+		t.Errorf("seed %d: %d workers are idle on demand", seed, ready)
+	case cfg.PM == Dynamic && free < cfg.MinSpareWorkers && ready < size:
+		t.Errorf("seed %d: %d slots are spare, want %d", seed, free, cfg.MinSpareWorkers)
+	case cfg.PM == Dynamic && free-v.slots >= cfg.MaxSpareWorkers && cfg.MaxAge == 0:
+		t.Errorf("seed %d: %d slots are spare, want at most about %d", seed, free, cfg.MaxSpareWorkers)
+	}
+	launched := v.launched.Load()
+	time.Sleep(5 * time.Minute)
+	if n := v.launched.Load() - launched; n > 0 && (cfg.MaxAge == 0 || cfg.PM == OnDemand) {
+		t.Errorf("seed %d: %d workers were started for nobody", seed, n)
+	}
+}
+
+// inTown runs a test of a pool on a fake clock.
+func inTown(t *testing.T, cfg PoolConfig, prepare func(*town), test func(*testing.T, *town)) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newTown(t, cfg, prepare)
+		defer v.end()
+		test(t, v)
+	})
+}
+
+// wait lets time go by, and has all that comes of it happen.
+func (v *town) wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (v *town) wantLaunched(n int64) {
+	v.t.Helper()
+	if got := v.launched.Load(); got != n {
+		v.t.Errorf("%d workers were launched, want %d", got, n)
+	}
+}
+
+// wantOutcomes waits until nobody asks any more, and forgets what became of them.
+func (v *town) wantOutcomes(want map[outcome]int) {
+	v.t.Helper()
+	v.many.Wait()
+	v.fate.Lock()
+	defer v.fate.Unlock()
+	if !maps.Equal(v.outcomes, want) {
+		v.t.Errorf("outcomes %v, want %v", v.outcomes, want)
+	}
+	clear(v.outcomes)
+}
+
+func (v *town) wantServing(n int) {
+	v.t.Helper()
+	if got := v.serving(); got != n {
+		v.t.Errorf("%d workers serve, want %d", got, n)
+	}
+}
+
+// What asks for a pool on demand that has failed again and again, and was mended, is served; and workers
+// that come then leave again.
+func TestOnDemandMended(t *testing.T) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 2, IdleTimeout: 100 * time.Millisecond}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Second)
+		v.wantServing(0)
+		v.set(func() { v.failing = 1 })
+		v.ask(1, 0)
+		v.wantOutcomes(map[outcome]int{bootFailed: 1})
+		v.set(func() { v.failing = 0 })
+		v.wait(time.Minute)
+		v.wantServing(0)
+		launched := v.launched.Load()
+		v.wait(time.Hour)
+		v.wantLaunched(launched) // for nobody
+		for range 10 {
+			v.ask(1, 0)
+			v.wait(time.Second)
+		}
+		v.wantOutcomes(map[outcome]int{ok: 10})
+		v.wantLaunched(launched + 10)
+	})
+}
+
+// A pool on demand, or a dynamic one that keeps none to spare, whose first worker does not come up tries again, though
+// nobody asks: it has to say that it is ready.
+func TestFirstWorkerFails(t *testing.T) {
+	for _, pm := range []PM{OnDemand, Dynamic} {
+		inTown(t, PoolConfig{PM: pm, Workers: 4}, func(v *town) { v.failing = 1 }, func(t *testing.T, v *town) {
+			v.wait(150 * time.Millisecond)
+			v.wantLaunched(1)
+			v.set(func() { v.failing = 0 })
+			v.wait(time.Second)
+			select {
+			case <-v.readyOnce:
+			default:
+				t.Errorf("%s: it was mended, and is not ready", pm)
+			}
+		})
+	}
+}
+
+// When a pool is scaled up while its application does not come up, and down again, who serves stays.
+func TestScaledWhileBroken(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Second)
+		v.set(func() { v.load, v.failing = 10*time.Second, 1 })
+		v.scale(1)
+		v.wait(time.Second)
+		v.scale(-1)
+		v.wait(time.Second)
+		v.wantServing(1)
+		v.wait(time.Minute)
+		v.wantServing(1)
+		v.wantLaunched(2)
+	})
+}
+
+// While the first worker that requests on demand have had started is still loading, others are
+// started beside it, twice as many each second.
+func TestOnDemandLoadsSlowly(t *testing.T) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 9, IdleTimeout: time.Second}, func(v *town) { v.mgr.starts = make(chan struct{}, 9) }, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.wantServing(0)
+		v.set(func() { v.load = 5 * time.Second })
+		v.ask(8, time.Minute)
+		for _, n := range []int64{1, 3, 7, 8, 8} {
+			v.wait(10 * time.Millisecond)
+			v.wantLaunched(1 + n)
+			v.wait(990 * time.Millisecond)
+		}
+	})
+}
+
+// The slots of a worker that loads, or is about to greet them, are as good as free: no other worker
+// is started for who waits for them.
+func TestSlotsGreetedOneByOne(t *testing.T) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 4, IdleTimeout: time.Second}, func(v *town) { v.slots = 32 }, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.wantServing(0)
+		v.set(func() { v.load = 3 * time.Second })
+		v.ask(32, 100*time.Millisecond)
+		v.wantOutcomes(map[outcome]int{ok: 32})
+		v.wantLaunched(2)
+	})
+}
+
+// Workers that are recycled while nobody asks are not: on demand they leave.
+func TestOnDemandIdleAndDue(t *testing.T) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 2, IdleTimeout: time.Hour, MaxAge: time.Minute}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Hour)
+		v.wantServing(0)
+		v.wantLaunched(1)
+		v.ask(1, 2*time.Minute) // it is due as it serves, and the next one takes its place
+		v.wait(90 * time.Second)
+		v.wantServing(1)
+		v.wantLaunched(3)
+	})
+}
+
+// Who is to be replaced stays when the worker that was to take its place dies as soon as it is ready.
+func TestReplacementDies(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1, MaxAge: time.Minute}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute + 200*time.Millisecond + v.saying/2)
+		v.wantServing(2)
+		v.kill(2)
+		v.wait(v.saying)
+		v.wantServing(1)
+		if v.told("cause=max_age") > 0 {
+			t.Error("it has left")
+		}
+		v.wait(time.Second)
+		v.wantServing(1)
+		v.wantLaunched(3)
+	})
+}
+
+// A reload that does not come up leaves the generation that serves as it was: the next worker of
+// it starts at once.
+func TestFailedRollDelaysNobody(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.set(func() { v.failing = 1 })
+		for range 5 {
+			if err := v.roll(t.Context(), v.config()); err == nil {
+				t.Error("it was rolled, though no worker comes up")
+			}
+		}
+		v.set(func() { v.failing = 0 })
+		v.scale(1)
+		v.wait(200 * time.Millisecond)
+		v.wantServing(2)
+		if v.told("next worker delayed") > 0 {
+			t.Error("it was delayed")
+		}
+	})
+}
+
+// Each delay is told of once, with the time that is left.
+func TestDelayIsToldOnce(t *testing.T) {
+	inTown(t, PoolConfig{PM: Dynamic, Workers: 4, MinSpareWorkers: 2}, func(v *town) { v.failing = 1 }, func(t *testing.T, v *town) {
+		for range 500 {
+			v.ask(1, 0) // which has the steward look
+			v.wait(50 * time.Millisecond)
+		}
+		delays, failures := v.told("next worker delayed"), v.told("worker did not start")
+		if delays == 0 || delays > failures {
+			t.Errorf("%d delays are told of, after %d failures", delays, failures)
+		}
+		v.set(func() { v.failing = 0 })
+		v.wait(time.Minute)
+	})
+}
+
+// An application that has served, and that does not come up any more, is tried by one worker at a time.
+func TestBrokenIsTriedOneByOne(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 4}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.wantServing(4)
+		v.set(func() { v.failing = 1 })
+		for id := range 4 {
+			v.kill(id + 1)
+		}
+		v.wait(time.Minute)
+		if tried, delays := v.told("worker did not start"), v.told("next worker delayed"); tried > delays+4 {
+			t.Errorf("%d workers were tried in %d delays", tried, delays)
+		}
+		v.set(func() { v.failing = 0 })
+		v.wait(time.Minute)
+		v.wantServing(4)
+	})
+}
