@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +28,9 @@ type Options struct {
 	// Batch says that this process has put itself under SCHED_BATCH, which is
 	// not meant for its workers.
 	Batch bool
+	// Control, unless nil, serves the control socket until the listener is closed: at the stop, or
+	// when the socket has to be made anew because somebody has removed it.
+	Control func(net.Listener)
 }
 
 // A HostRecipe is how a program becomes a host for applications of one kind.
@@ -40,20 +45,24 @@ type HostRecipe struct {
 // A Manager runs the pools of one configuration: their sockets, their queues,
 // their workers.
 type Manager struct {
-	log    *slog.Logger
-	opts   Options
-	cfg    *Config // guarded by reload
-	lock   *os.File
-	socks  string   // folder of the workers' sockets
-	host   *os.File // WSGI's archive
-	pools  []*pool
-	starts chan struct{} // has room for as many workers as start at once
-	ids    atomic.Int64  // of workers
+	log     *slog.Logger
+	opts    Options
+	cfg     *Config // that it began with; a pool's own may be a later one
+	lock    *os.File
+	socks   string   // folder of the workers' sockets
+	host    *os.File // WSGI's archive
+	path    string   // of the configuration
+	since   time.Time
+	pools   []*pool
+	control *listener     // guarded by reload; nil: there is none
+	starts  chan struct{} // has room for as many workers as start at once
+	ids     atomic.Int64  // of workers
 
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
 	stopped    bool              // guarded by reload, and so is
 	complaints map[string]string // the last error about a path that can't be made again
 	serving    sync.WaitGroup
+	asked      sync.WaitGroup     // who serves the control socket
 	quit       context.CancelFunc // ends what serving counts besides the servers
 	ready      chan struct{}
 }
@@ -66,6 +75,8 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		starts: make(chan struct{}, max(2, runtime.NumCPU())),
 		ready:  make(chan struct{}),
 		socks:  filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
+		path:   cfg.Path,
+		since:  time.Now(),
 	}
 	defer func() {
 		if err != nil {
@@ -74,6 +85,11 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 	}()
 	if err := m.claim(cfg.Supervisor.RuntimeDir); err != nil {
 		return nil, err
+	}
+	if o.Control != nil {
+		if m.control, err = listenControl(cfg.Supervisor.RuntimeDir); err != nil {
+			return nil, err
+		}
 	}
 	if o.WSGI != nil {
 		if m.host, err = sealedMemfd("fpmd-host", o.WSGI.Archive); err != nil {
@@ -207,6 +223,9 @@ func (m *Manager) release() {
 			l.close()
 		}
 	}
+	if m.control != nil {
+		m.control.close()
+	}
 	if m.host != nil {
 		m.host.Close()
 	}
@@ -257,6 +276,9 @@ func (m *Manager) Start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.quit = cancel
+	if m.control != nil {
+		m.serveControl(m.control)
+	}
 	m.serving.Go(func() { m.upkeep(ctx) }) // ends at Stop
 	m.serving.Go(func() {                  // ends when every pool is ready, or at Stop
 		for _, p := range m.pools {
@@ -277,98 +299,6 @@ func (m *Manager) serve(p *pool, l *listener) {
 // Ready is closed once every pool has had a worker that can take a request.
 func (m *Manager) Ready() <-chan struct{} { return m.ready }
 
-// Reload rolls every pool to what cfg says of it: new workers are ready before
-// the old ones leave, and no request is lost. Where a pool's new workers do not
-// come up, its old ones go on serving, and the log and the error say so; the other pools
-// are rolled all the same. What can't be changed without a restart (the pools that there are,
-// where they listen, [supervisor]) refuses the whole reload. Ending ctx gives up what
-// has not come up yet.
-func (m *Manager) Reload(ctx context.Context, cfg *Config) error {
-	m.reload.Lock()
-	defer m.reload.Unlock()
-	if m.stopped {
-		return errors.New("fpmd is stopping")
-	}
-	if err := restartNeeded(m.cfg, cfg); err != nil {
-		m.log.Error("reload refused", "cause", err, "next", "all stays as it is")
-		return err
-	}
-	for _, change := range supervisorChanges(m.cfg, cfg, laterOfSupervisor) {
-		m.log.Warn("configuration", "warning", change+": that counts from the next start on")
-	}
-	errs := make([]error, len(m.pools))
-	var wg sync.WaitGroup
-	for i, p := range m.pools {
-		wg.Go(func() { errs[i] = p.roll(ctx, cfg.Pools[i]) })
-	}
-	wg.Wait()
-	m.cfg = cfg
-	var worked, failed []string
-	for i, p := range m.pools {
-		if errs[i] == nil {
-			worked = append(worked, p.name)
-		} else {
-			failed = append(failed, p.name)
-		}
-	}
-	switch {
-	case len(failed) == 0:
-		m.log.Info("reloaded")
-	case ctx.Err() != nil:
-		m.log.Info("reload given up", "pools", strings.Join(failed, ", "), "cause", context.Cause(ctx))
-	default:
-		m.log.Error("reload failed", "pools", strings.Join(failed, ", "), "reloaded", strings.Join(worked, ", "))
-	}
-	return errors.Join(errs...)
-}
-
-// What a reload can't change yet: it refuses to, or leaves it for the next start.
-var (
-	fixedOfPool = []string{
-		"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog", "allowed_clients",
-		"max_connections", "client_timeout", "buffer_response", "max_environ", "access_log",
-	}
-	fixedOfSupervisor = []string{"runtime_dir"}
-	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs"}
-)
-
-// restartNeeded says what a reload from old to next would have to change that it can't.
-func restartNeeded(old, next *Config) error {
-	names := func(c *Config) string {
-		return strings.Join(texts(c.Pools, func(p *PoolConfig) string { return p.Name }), ", ")
-	}
-	if o, n := names(old), names(next); o != n {
-		return fmt.Errorf("the pools are now %s, not %s: restart fpmd for that", n, o)
-	}
-	changed := supervisorChanges(old, next, fixedOfSupervisor)
-	m := thisMachine()
-	for i, o := range old.Pools {
-		for _, key := range fixedOfPool {
-			shown := mustShow(poolShown, key)
-			changed = appendChange(changed, "pool."+o.Name+"."+key, shown(&m, o), shown(&m, next.Pools[i]))
-		}
-	}
-	if len(changed) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s: restart fpmd for that", strings.Join(changed, "; "))
-}
-
-func supervisorChanges(old, next *Config, keys []string) (changed []string) {
-	for _, key := range keys {
-		shown := mustShow(supervisorShown, key)
-		changed = appendChange(changed, "supervisor."+key, shown(&old.Supervisor), shown(&next.Supervisor))
-	}
-	return changed
-}
-
-func appendChange(changed []string, key string, old, next any) []string {
-	if o, n := fmt.Sprint(old), fmt.Sprint(next); o != n {
-		changed = append(changed, fmt.Sprintf("%s is now %s, not %s", key, n, o))
-	}
-	return changed
-}
-
 // Scale has each pool have by workers more, or fewer: of a dynamic pool or one on
 // demand, it is the most that changes. None goes below one. It holds until a reload
 // changes workers of the pool.
@@ -376,6 +306,25 @@ func (m *Manager) Scale(by int) {
 	for _, p := range m.pools {
 		p.log.Info("pool scaled", "workers", p.scale(by))
 	}
+}
+
+// ScaleTo is Scale of one pool, to a number of workers.
+func (m *Manager) ScaleTo(pool string, workers int) error {
+	if workers < 1 || workers > maxWorkers {
+		return fmt.Errorf("%d workers: want a number from 1 to %d", workers, maxWorkers)
+	}
+	pools, err := m.named([]string{pool})
+	if err != nil {
+		return err
+	}
+	for _, p := range pools {
+		p.mu.Lock()
+		p.size = workers
+		p.gen.kick()
+		p.mu.Unlock()
+		p.log.Info("pool scaled", "workers", workers)
+	}
+	return nil
 }
 
 // Stop answers what was accepted, stops the workers, and removes what New
@@ -398,7 +347,8 @@ func (m *Manager) Stop(ctx context.Context) {
 		m.quit()
 	}
 	m.serving.Wait()
-	m.release()
+	m.release() // which closes the control socket: until now, it tells how far the stop is
+	m.asked.Wait()
 }
 
 func (m *Manager) nextWorker() int { return int(m.ids.Add(1)) }
@@ -437,4 +387,20 @@ func AdoptOrphans(ctx context.Context) error {
 	}
 	go reapOrphans(ctx)
 	return nil
+}
+
+// ControlSocket is where a Manager with this runtime_dir is asked and told, by
+// root and by its own user.
+func ControlSocket(runtimeDir string) string { return filepath.Join(runtimeDir, "control") }
+
+func listenControl(dir string) (*listener, error) {
+	l, err := listenUnix(Address{Network: "unix", Address: ControlSocket(dir)}, &PoolConfig{ListenMode: 0o600, ListenOwner: -1, ListenGroup: -1, ListenBacklog: 64})
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return l, nil
+}
+
+func (m *Manager) serveControl(l *listener) {
+	m.asked.Go(func() { m.opts.Control(l.Listener) }) // ends when l is closed
 }

@@ -49,14 +49,8 @@ func (p *pool) weigh() {
 // with others, and all of the rest. Up to enough, what the kernel has at hand
 // will do, which counts all that is shared: the exact sum takes it milliseconds. 0: it is gone.
 func memoryOf(pid int, enough int64) int64 {
-	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if err != nil {
-		return 0
-	}
-	if fields := bytes.Fields(statm); len(fields) > 1 {
-		if pages, err := strconv.ParseInt(string(fields[1]), 10, 64); err == nil && pages*int64(os.Getpagesize()) <= enough {
-			return pages * int64(os.Getpagesize())
-		}
+	if resident := residentOf(pid); resident <= enough {
+		return resident
 	}
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
@@ -71,4 +65,18 @@ func memoryOf(pid int, enough int64) int64 {
 		}
 	}
 	return 0
+}
+
+// residentOf is what a process has in memory, in bytes, with all that it shares with others. 0: it is gone.
+func residentOf(pid int) int64 {
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(statm)
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(string(fields[1]), 10, 64) // the kernel writes numbers
+	return pages * int64(os.Getpagesize())
 }

@@ -23,11 +23,12 @@ type pool struct {
 	listeners []*listener
 	access    *accessLog // nil: off
 	numbers   atomic.Uint64
-	cutting   atomic.Bool                // the stop is out of time: what has begun is not waited for
-	cuts      atomic.Int64               // requests that this has ended
-	patience  time.Duration              // of a second exchange
-	seconds   bool                       // the kernel has what it takes to send some
-	cfg       atomic.Pointer[PoolConfig] // of the serving generation; stored under mu
+	cutting   atomic.Bool                  // the stop is out of time: what has begun is not waited for
+	cuts      atomic.Int64                 // requests that this has ended
+	counts    [len(outcomes)]atomic.Uint64 // of requests that have ended
+	patience  time.Duration                // of a second exchange
+	seconds   bool                         // the kernel has what it takes to send some
+	cfg       atomic.Pointer[PoolConfig]   // of the serving generation; stored under mu
 
 	// mu guards the states of workers and what follows. No I/O and no wait
 	// happens under it.

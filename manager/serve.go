@@ -437,6 +437,7 @@ func (x *exchange) size() int { return len(x.env.block) + len(x.body) }
 // account writes the request down.
 func (x *exchange) account(o outcome) {
 	p := x.pool
+	p.counts[o].Add(1)
 	if o == clientGone {
 		x.status = o.status()
 	}

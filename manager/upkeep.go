@@ -78,6 +78,17 @@ func (m *Manager) restore() {
 			m.log.Warn("runtime_dir was removed", "runtime_dir", dir, "next", "made again")
 		}
 	}
+	if l := m.control; l != nil && missing(l.addr.Address) {
+		again, err := listenControl(dir)
+		if m.complains(l.addr.Address, err) {
+			m.log.Error("control socket was removed", "cause", err, "next", "try again until it works")
+		}
+		if err == nil {
+			m.control = again
+			l.Close()
+			m.serveControl(again)
+		}
+	}
 	for _, p := range m.pools {
 		for i, l := range p.listeners {
 			if l.addr.Network != "unix" {

@@ -156,8 +156,8 @@ workers   = 1
 `
 
 // A service's life, under a real systemd: it is started when it is ready to
-// answer, both ways of HUP roll its workers under the same supervisor, and when
-// it is stopped nothing is left.
+// answer, a reload ends when new workers serve, and fails when none comes up, HUP
+// rolls them as well, under the same supervisor, and when it is stopped nothing is left.
 func TestUnitUnderSystemd(t *testing.T) {
 	b := boot(t, pidPool)
 	b.run("systemctl", "start", "fpmd")
@@ -175,8 +175,26 @@ func TestUnitUnderSystemd(t *testing.T) {
 		t.Errorf("the worker runs as %q, want nobody", got)
 	}
 
+	old := worker
+	b.run("systemctl", "reload", "fpmd")
+	if worker = b.worker(); worker == old { // at once: reload returned, so new workers serve
+		t.Error("after systemctl reload the old worker answers")
+	}
+	b.want("MainPID", main)
+	b.run("mv", "/srv/pid/pid.py", "/srv/pid/away")
+	if b.command("systemctl", "reload", "fpmd").Run() == nil {
+		t.Error("systemctl reload succeeds though no new worker comes up")
+	}
+	b.want("ActiveState", "active")
+	if got := b.worker(); got != worker {
+		t.Errorf("after a reload that failed worker %s answers, want %s", got, worker)
+	}
+	if log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"); !strings.Contains(log, "fpmd: pool pid: the new workers did not come up, the old ones go on serving") {
+		t.Errorf("the journal does not have what the reload said:\n%s", log)
+	}
+	b.run("mv", "/srv/pid/away", "/srv/pid/pid.py")
+
 	for _, hup := range [][]string{
-		{"systemctl", "reload", "fpmd"},
 		{"systemctl", "kill", "--kill-whom=main", "-s", "HUP", "fpmd"},
 	} {
 		b.run(hup...)

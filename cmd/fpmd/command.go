@@ -27,6 +27,13 @@ func commands() []command {
 		{"serve", "[-c FILE] [--http ADDR]", "run the supervisor in the foreground", new(serveLine).flags(), nil, cmdServe},
 		{"check", "[-c FILE] [--boot|--print]", "say what is wrong with the configuration", new(checkLine).flags(), nil, cmdCheck},
 		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
+		{"status", "[-c FILE] [--json]", "say how a running fpmd is", new(askLine).flags("status"), nil, cmdStatus},
+		{"plan", "[--changed] [--json] [POOL...]", "say what a reload would do", new(askLine).flags("plan"), nil, cmdPlan},
+		{"reload", "[--changed] [POOL...]", "have it roll pools, and wait", new(askLine).flags("reload"), nil, cmdReload},
+		{"restart", "POOL...", "the same, with the configuration it has", new(askLine).flags("restart"), nil, cmdRestart},
+		{"scale", "[-c FILE] POOL N", "have a pool have N workers", new(askLine).flags("scale"), nil, cmdScale},
+		{"reopen", "[-c FILE]", "have it open its logs again", new(askLine).flags("reopen"), nil, cmdReopen},
+		{"stop", "[-c FILE]", "stop it gently, and wait", new(askLine).flags("stop"), nil, cmdStop},
 		{"completion", "SHELL", "write completion for bash, zsh or fish", new(completionLine).flags(), shells, cmdCompletion},
 		{"version", "", "say which fpmd this is", nil, nil, cmdVersion},
 		{"help", "", "say this", nil, nil, cmdHelp},
@@ -52,8 +59,9 @@ func usage() string {
 	s.WriteString(`
 fpmd COMMAND --help tells more. FILE is ` + defaultConfig + ` unless given.
 
-exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool not
-reachable, 78 wrong configuration; request: 22 for an answer of 400 or more.
+exit codes: 0 all well, 1 something failed, 64 wrong command line, 69 pool or
+fpmd not reachable, 78 wrong configuration; request: 22 for an answer of 400 or
+more.
 `)
 	return s.String()
 }

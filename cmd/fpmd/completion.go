@@ -104,7 +104,7 @@ func (c command) options() (os []option) {
 }
 
 // takesPool reports whether the first argument of c is the name of a pool.
-func (c command) takesPool() bool { return strings.HasPrefix(c.args, "POOL ") }
+func (c command) takesPool() bool { return strings.Contains(c.args, "POOL") }
 
 func bashCompletion(cs []command) string {
 	var names []string

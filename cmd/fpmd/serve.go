@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -101,14 +102,17 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
+	s := &supervisor{path: line.config, log: log, logs: logs, signals: signals, rollings: newRollings()}
 	m, err := manager.New(cfg, manager.Options{
 		Logger: log, Logs: logs,
-		WSGI:  &manager.HostRecipe{Archive: archive, Command: python.Command},
-		Batch: batch,
+		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command},
+		Batch:   batch,
+		Control: s.serveControl,
 	})
 	if err != nil {
 		return err
 	}
+	s.m = m
 	var front sync.WaitGroup
 	frontCtx, endFront := context.WithCancel(ctx)
 	defer endFront()
@@ -133,8 +137,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		log.Warn("configuration", "warning", w)
 	}
 	m.Start()
-	s := &supervisor{m: m, path: line.config, log: log, logs: logs}
-	s.run(ctx, signals, endFront)
+	s.run(ctx, endFront)
 	front.Wait() // its last requests have been answered, or cut
 	log.Info("fpmd has stopped")
 	return nil
@@ -154,23 +157,24 @@ func setProcs(configured int) {
 
 // A supervisor turns signals into what the manager does.
 type supervisor struct {
-	m    *manager.Manager
-	path string
-	log  *slog.Logger
-	logs *manager.Logs
+	m        *manager.Manager
+	path     string
+	log      *slog.Logger
+	logs     *manager.Logs
+	signals  chan os.Signal
+	rollings *rollings
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
 // take no more, the first to stop, as a web server would be.
-func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront func()) {
+func (s *supervisor) run(ctx context.Context, endFront func()) {
 	now, stopNow := context.WithCancelCause(ctx)
 	defer stopNow(nil)
-	reloads := make(chan struct{}, 1) // a reload that waits stands for all that come meanwhile
 	reloadCtx, endReloads := context.WithCancelCause(now)
 	defer endReloads(nil)
 	var wg sync.WaitGroup
-	wg.Go(func() { s.reloadLoop(reloadCtx, reloads) }) // ends with reloadCtx
-	wg.Go(func() {                                     // ends when ready, or with now
+	wg.Go(func() { s.reloadLoop(reloadCtx) }) // ends with reloadCtx
+	wg.Go(func() {                            // ends when ready, or with now
 		select {
 		case <-s.m.Ready():
 			s.log.Info("every pool is ready")
@@ -181,24 +185,17 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 	var stopped chan struct{}
 	for {
 		select {
-		case sig := <-signals:
+		case sig := <-s.signals:
 			switch sig {
 			case unix.SIGHUP, unix.SIGUSR2:
 				if stopped != nil {
 					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", "fpmd is stopping")
 					continue
 				}
-				select {
-				case reloads <- struct{}{}:
-				default:
-				}
+				s.rollings.ask(rolling{}, nil)
 				continue
 			case unix.SIGUSR1:
-				if err := s.logs.Reopen(); err != nil {
-					s.log.Error("open the logs again", "cause", err, "next", "the files that were open are written on")
-				} else {
-					s.log.Info("logs opened again")
-				}
+				_ = s.reopen() // it has been logged
 				continue
 			case unix.SIGTTIN:
 				s.m.Scale(1)
@@ -238,27 +235,60 @@ func (s *supervisor) run(ctx context.Context, signals <-chan os.Signal, endFront
 	}
 }
 
-func (s *supervisor) reloadLoop(ctx context.Context, reloads <-chan struct{}) {
+// reopen opens the logs again.
+func (s *supervisor) reopen() error {
+	err := s.logs.Reopen()
+	if err != nil {
+		s.log.Error("open the logs again", "cause", err, "next", "the files that were open are written on")
+	} else {
+		s.log.Info("logs opened again")
+	}
+	return err
+}
+
+func (s *supervisor) reloadLoop(ctx context.Context) {
+	defer s.rollings.end(errors.New("fpmd is stopping"))
 	for {
-		select {
-		case <-ctx.Done():
+		b := s.rollings.take()
+		if b == nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.rollings.wake:
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			b.tell(context.Cause(ctx))
 			return
-		case <-reloads:
 		}
 		s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
 		status := "serving"
-		if err := s.reload(ctx); err != nil {
+		err := s.roll(ctx, b.rolling)
+		if err != nil {
 			status = "serving; the last reload did not work, see the log"
 		}
 		if ctx.Err() == nil {
 			s.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
 		}
+		b.tell(err)
 	}
 }
 
-// reload is said in the log from its beginning to its end.
-func (s *supervisor) reload(ctx context.Context) error {
-	s.log.Info("reload begins", "config", s.path)
+// roll is said in the log from its beginning to its end.
+func (s *supervisor) roll(ctx context.Context, r rolling) error {
+	what := "reload"
+	if r.restart {
+		what = "restart"
+	}
+	fields := []any{"config", s.path}
+	if len(r.Pools) > 0 {
+		fields = append(fields, "pools", strings.Join(r.Pools, ", "))
+	}
+	s.log.Info(what+" begins", fields...)
+	if r.restart {
+		return s.m.Restart(ctx, r.Pools)
+	}
 	cfg, err := manager.Load(s.path, manager.LoadOptions{})
 	if err != nil {
 		var wrong manager.ConfigErrors
@@ -269,7 +299,16 @@ func (s *supervisor) reload(ctx context.Context) error {
 		s.log.Error("reload refused", "cause", fmt.Sprintf("errors in the configuration: %d", len(wrong)), "next", "all stays as it is")
 		return err
 	}
-	return s.m.Reload(ctx, cfg)
+	return s.m.Reload(ctx, cfg, r.Reloading)
+}
+
+// plan says what a reload would do.
+func (s *supervisor) plan(r manager.Reloading) (manager.Plan, error) {
+	cfg, err := manager.Load(s.path, manager.LoadOptions{})
+	if err != nil {
+		return manager.Plan{}, err
+	}
+	return s.m.Plan(cfg, r)
 }
 
 // notify tells systemd, where there is one.

@@ -146,7 +146,7 @@ func TestReloadThatFails(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "fpmd.toml"), config+"max_connections = 77\nclient_timeout = \"7s\"\n")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"pool.app.max_connections is now 77, not 16384; pool.app.client_timeout is now 7s, not 1m0s: restart fpmd for that\"")
+	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"pool.app.client_timeout is now 7s, not 1m0s; pool.app.max_connections is now 77, not 16384: restart fpmd for that\"")
 	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "log_level = \"debug\"", "log_level = \"info\"", 1))
 	write(t, app, fmt.Sprintf(versionApp, "new"))
 	d.signal(syscall.SIGHUP)

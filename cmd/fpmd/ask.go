@@ -1,0 +1,395 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"fpmd/manager"
+)
+
+const whereHelp = `  -c FILE         the configuration of that fpmd, which says where its
+                  runtime_dir is (default ` + defaultConfig + `)
+  --socket PATH   its control socket, in place of what FILE says
+`
+
+const statusHelp = `usage: fpmd status [-c FILE] [--json]
+
+Says how the fpmd that runs with that configuration is: its pools, and their
+workers.
+
+` + whereHelp + `  --json          for programs: names are not changed in later versions, only
+                  added
+
+exit codes: 0 every pool serves, or would; 1 one does not; 69 no fpmd is there
+to ask.
+`
+
+const planHelp = `usage: fpmd plan [-c FILE] [--changed] [--json] [POOL...]
+
+Says what a reload of the pools, or of all, would do now.
+
+` + whereHelp + `  --changed       only of those pools of which a key has changed
+  --json          for programs: later versions add names, and change none
+
+exit codes: 0 it would begin; 1 it would be refused; 69 no fpmd is there to ask.
+`
+
+const reloadHelp = `usage: fpmd reload [-c FILE] [--changed] [--wait=false] [POOL...]
+
+Has fpmd read its configuration again and roll the pools, or all, as HUP does,
+and waits for the end: 0, they serve with new workers; 1, with what went wrong,
+and the old ones serve on. A pool is rolled without a change of its keys, too:
+its code may have changed.
+
+` + whereHelp + `  --changed       only those pools of which a key has changed
+  --wait          wait for the end, and tell it; --wait=false does not
+`
+
+const restartHelp = `usage: fpmd restart [-c FILE] POOL...
+
+Has fpmd roll the pools without reading its configuration again, and waits for
+the end, as reload does.
+
+` + whereHelp
+
+const scaleHelp = `usage: fpmd scale [-c FILE] POOL N
+
+Has POOL have N workers; of a pool that is not static, it is the most that
+changes. It holds until a reload that changes workers.
+
+` + whereHelp
+
+const reopenHelp = `usage: fpmd reopen [-c FILE]
+
+Has fpmd open its log files again by their names, as USR1 does: for log
+rotation.
+
+` + whereHelp
+
+const stopHelp = `usage: fpmd stop [-c FILE]
+
+Stops fpmd gently, as TERM does, and waits until it has stopped.
+
+` + whereHelp
+
+// An askLine is the command line of what asks a running fpmd.
+type askLine struct {
+	config string
+	socket string
+	json   bool // of status and plan
+
+	changed bool // of plan and reload
+	wait    bool // of reload
+}
+
+func (l *askLine) flags(name string) *flag.FlagSet {
+	f := newFlags(name)
+	f.StringVar(&l.config, "c", defaultConfig, "the configuration is `FILE`")
+	f.StringVar(&l.socket, "socket", "", "ask at this control socket: `FILE`")
+	if name == "status" || name == "plan" {
+		f.BoolVar(&l.json, "json", false, "for programs")
+	}
+	if name == "plan" || name == "reload" {
+		f.BoolVar(&l.changed, "changed", false, "only pools of which a key has changed")
+	}
+	if name == "reload" {
+		f.BoolVar(&l.wait, "wait", true, "wait for the end")
+	}
+	return f
+}
+
+// parse reads a command line with least to most arguments besides flags.
+func (l *askLine) parse(name string, args []string, help string, least, most int, stdout io.Writer) (rest []string, err error) {
+	f := l.flags(name)
+	if err := parseFlags(f, args, help, stdout); err != nil {
+		return nil, err
+	}
+	switch n := f.NArg(); {
+	case n > most:
+		return nil, usageError("%s takes no argument %q: fpmd %s --help", name, f.Arg(most), name)
+	case n < least:
+		return nil, usageError("%s wants more than %q: fpmd %s --help", name, f.Args(), name)
+	}
+	return f.Args(), nil
+}
+
+const anyNumber = 1 << 20 // of arguments
+
+// query is what plan, reload and restart send of their command line.
+func (l *askLine) query(pools []string) string {
+	q := url.Values{"pool": pools}
+	if l.changed {
+		q.Set("changed", "1")
+	}
+	return "?" + q.Encode()
+}
+
+// ask sends a request to the control socket, and reads the answer into v unless that is nil.
+func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
+	socket := l.socket
+	if socket == "" {
+		cfg, err := loadConfig(l.config, manager.LoadOptions{Asking: true})
+		if err != nil {
+			return fmt.Errorf("where the control socket is, the configuration says, and it can't be read; --socket says it too: %w", err)
+		}
+		socket = manager.ControlSocket(cfg.Supervisor.RuntimeDir)
+	}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, method, "http://fpmd"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return &exitError{exitUnavailable, fmt.Errorf("no fpmd runs there: %s: %w", socket, unwrapped(err))}
+	case errors.Is(err, fs.ErrPermission):
+		return &exitError{exitUnavailable, fmt.Errorf("%s is for root and the user that fpmd runs as: %w", socket, unwrapped(err))}
+	case err != nil:
+		return &exitError{exitUnavailable, fmt.Errorf("ask %s: %w", socket, unwrapped(err))}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var no refusal
+		if err := json.NewDecoder(resp.Body).Decode(&no); err != nil || no.Error == "" {
+			return fmt.Errorf("%s %s: fpmd answered %s", method, path, resp.Status)
+		}
+		return errors.New(no.Error)
+	}
+	if v == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// unwrapped is err without the URL, which is none that anybody knows.
+func unwrapped(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+func cmdReload(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	pools, err := l.parse("reload", args, reloadHelp, 0, anyNumber, stdout)
+	if err != nil {
+		return done(err)
+	}
+	query := l.query(pools)
+	if !l.wait {
+		query += "&wait=0"
+	}
+	return l.ask(ctx, "POST", "/reload"+query, nil)
+}
+
+func cmdRestart(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	pools, err := l.parse("restart", args, restartHelp, 1, anyNumber, stdout)
+	if err != nil {
+		return done(err)
+	}
+	return l.ask(ctx, "POST", "/restart"+l.query(pools), nil)
+}
+
+func cmdPlan(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	pools, err := l.parse("plan", args, planHelp, 0, anyNumber, stdout)
+	if err != nil {
+		return done(err)
+	}
+	var plan manager.Plan
+	if err := l.ask(ctx, "GET", "/plan"+l.query(pools), &plan); err != nil {
+		return err
+	}
+	if l.json {
+		err = writeJSON(stdout, plan)
+	} else {
+		_, err = io.WriteString(stdout, planText(plan))
+	}
+	if err == nil && len(plan.Refused) > 0 {
+		return &exitError{code: exitFailure} // it has been said
+	}
+	return err
+}
+
+// planText lays a plan out for a person.
+func planText(plan manager.Plan) string {
+	var b strings.Builder
+	for _, c := range plan.Refused {
+		fmt.Fprintf(&b, "refused: %s: restart fpmd for that\n", c)
+	}
+	if len(plan.Refused) > 0 {
+		b.WriteString("all stays as it is\n")
+		return b.String()
+	}
+	for _, c := range plan.Later {
+		fmt.Fprintf(&b, "from the next start on: %s\n", c)
+	}
+	for _, p := range plan.Pools {
+		if len(p.Changes) == 0 {
+			fmt.Fprintf(&b, "pool %s: new workers, with the same configuration\n", p.Name)
+			continue
+		}
+		fmt.Fprintf(&b, "pool %s: new workers\n", p.Name)
+		for _, c := range p.Changes {
+			fmt.Fprintf(&b, "  %s\n", c)
+		}
+	}
+	if len(plan.Pools) == 0 {
+		b.WriteString("nothing is rolled: no key has changed\n")
+	}
+	return b.String()
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func cmdReopen(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	if _, err := l.parse("reopen", args, reopenHelp, 0, 0, stdout); err != nil {
+		return done(err)
+	}
+	return l.ask(ctx, "POST", "/reopen", nil)
+}
+
+func cmdScale(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	rest, err := l.parse("scale", args, scaleHelp, 2, 2, stdout)
+	if err != nil {
+		return done(err)
+	}
+	if n, err := strconv.Atoi(rest[1]); err != nil || n < 1 {
+		return usageError("scale: %q: want a number of workers, 1 or more", rest[1])
+	}
+	return l.ask(ctx, "POST", "/scale?"+url.Values{"pool": {rest[0]}, "workers": {rest[1]}}.Encode(), nil)
+}
+
+func cmdStop(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	if _, err := l.parse("stop", args, stopHelp, 0, 0, stdout); err != nil {
+		return done(err)
+	}
+	var before report
+	if err := l.ask(ctx, "GET", "/status", &before); err != nil {
+		return err
+	}
+	if err := l.ask(ctx, "POST", "/stop", nil); err != nil {
+		return err
+	}
+	for syscall.Kill(before.PID, 0) == nil { // it is root's, or our own
+		var now report
+		var no *exitError
+		err := l.ask(ctx, "GET", "/status", &now)
+		if errors.As(err, &no) && no.code == exitUnavailable || err == nil && now.PID != before.PID {
+			break
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func cmdStatus(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	if _, err := l.parse("status", args, statusHelp, 0, 0, stdout); err != nil {
+		return done(err)
+	}
+	var r report
+	if err := l.ask(ctx, "GET", "/status", &r); err != nil {
+		return err
+	}
+	if l.json {
+		if err := writeJSON(stdout, r); err != nil {
+			return err
+		}
+	} else if err := r.write(stdout, time.Now()); err != nil {
+		return err
+	}
+	for _, p := range r.Pools {
+		if p.State != "serving" && p.State != "idle" {
+			return &exitError{code: exitFailure} // it has been said
+		}
+	}
+	return nil
+}
+
+// write lays the report out for a terminal.
+func (r *report) write(w io.Writer, now time.Time) error {
+	fmt.Fprintf(w, "%s  pid %d  up %s  %s\n", r.Version, r.PID, age(now.Sub(r.Since)), r.Config)
+	for _, p := range r.Pools {
+		failed, all := 0, 0
+		for outcome, n := range p.Requests {
+			if all += n; outcome != "ok" && outcome != "client_gone" {
+				failed += n
+			}
+		}
+		fmt.Fprintf(w, "\npool %s: %s, %s, generation %d, on %s\n", p.Name, p.State, p.PM, p.Generation, strings.Join(p.Listen, " "))
+		fmt.Fprintf(w, "  %d of %d slots busy, %d of %d places in the queue taken, %d connections; %d requests, %d failed\n",
+			p.Busy, p.Slots, p.Queued, p.QueueSize, p.Connections, all, failed)
+		if p.Error != "" && p.State != "serving" {
+			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(p.Error, "\n", "\n    "))
+		}
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		if len(p.Workers) > 0 {
+			fmt.Fprintln(t, "  WORKER\tPID\tSTATE\tBUSY\tSERVED\tREADY FOR\tMEMORY")
+		}
+		for _, v := range p.Workers {
+			pid, ready := "-", "-"
+			if v.PID > 0 {
+				pid = strconv.Itoa(v.PID)
+			}
+			if v.Ready != nil {
+				ready = age(now.Sub(*v.Ready))
+			}
+			fmt.Fprintf(t, "  %d\t%s\t%s\t%d/%d\t%d\t%s\t%d MiB", v.ID, pid, v.State, v.Busy, v.Slots, v.Served, ready, v.Memory>>20)
+			if v.Cause != "" {
+				fmt.Fprintf(t, "\t%s", v.Cause)
+			}
+			fmt.Fprintln(t)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// age is a time that has gone by, as a person would say it.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours())/24)
+}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fpmd/manager"
+)
+
+// A report is what GET /status of the control socket answers.
+type report struct {
+	Version string `json:"version"`
+	manager.Status
+}
+
+// A refusal is what any other than a 200 of the control socket answers.
+type refusal struct {
+	Error string `json:"error"`
+}
+
+// serveControl answers on the control socket until l is closed. It is HTTP, with
+// JSON for answers: GET /status and /plan, POST /reload, /restart, /scale?pool=NAME&workers=N,
+// /reopen and /stop. /plan, /reload and /restart take pool=NAME, any number of times, and
+// changed=1. /reload and /restart answer when they have worked or failed, but for wait=0, the
+// others at once.
+func (s *supervisor) serveControl(l net.Listener) {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, status int, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(v) // who has asked may have left
+	}
+	act := func(pattern string, do func(r *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := do(r); err != nil {
+				answer(w, http.StatusConflict, refusal{err.Error()})
+				return
+			}
+			answer(w, http.StatusOK, struct{}{})
+		})
+	}
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, report{version(), s.m.Status()})
+	})
+	mux.HandleFunc("GET /plan", func(w http.ResponseWriter, r *http.Request) {
+		plan, err := s.plan(reloading(r))
+		if err != nil {
+			answer(w, http.StatusConflict, refusal{err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, plan)
+	})
+	act("POST /reload", func(r *http.Request) error {
+		if r.URL.Query().Get("wait") == "0" {
+			s.rollings.ask(rolling{false, reloading(r)}, nil)
+			return nil
+		}
+		return s.rollings.wait(r.Context(), rolling{false, reloading(r)})
+	})
+	act("POST /restart", func(r *http.Request) error { return s.rollings.wait(r.Context(), rolling{true, reloading(r)}) })
+	act("POST /scale", func(r *http.Request) error {
+		n, err := strconv.Atoi(r.FormValue("workers"))
+		if err != nil {
+			return fmt.Errorf("workers: %q: want a number", r.FormValue("workers"))
+		}
+		return s.m.ScaleTo(r.FormValue("pool"), n)
+	})
+	act("POST /reopen", func(*http.Request) error { return s.reopen() })
+	act("POST /stop", func(*http.Request) error {
+		select {
+		case s.signals <- unix.SIGTERM:
+			return nil
+		default:
+			return errors.New("too many signals wait already")
+		}
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: nil}
+	_ = srv.Serve(knownPeers{l}) // ends with l
+	srv.Close()
+}
+
+// reloading is what r asks for.
+func reloading(r *http.Request) manager.Reloading {
+	q := r.URL.Query()
+	return manager.Reloading{Pools: slices.Compact(slices.Sorted(slices.Values(q["pool"]))), Changed: q.Get("changed") == "1"}
+}
+
+// knownPeers lets nobody connect but root and our own user, whatever has become of the
+// socket's mode.
+type knownPeers struct{ net.Listener }
+
+func (l knownPeers) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if uid, err := peerUID(c); err == nil && (uid == 0 || uid == os.Geteuid()) {
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+func peerUID(c net.Conn) (uid int, err error) {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("connection of type %T: want a Unix one", c)
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(cerr, err); err != nil {
+		return 0, err
+	}
+	return int(cred.Uid), nil
+}
+
+// A rolling is what somebody asks to be rolled: by a reload, or, without the configuration being
+// read again, by a restart.
+type rolling struct {
+	restart bool
+	manager.Reloading
+}
+
+// same reports whether b would do what a does.
+func (a rolling) same(b rolling) bool {
+	return a.restart == b.restart && a.Changed == b.Changed && slices.Equal(a.Pools, b.Pools)
+}
+
+// A batch is a rolling that has not begun, with all who wait for its end.
+type batch struct {
+	rolling
+	waiting []chan<- error // each has room for one
+}
+
+// rollings are asked for, by signals and by who waits for their end. They come one after the
+// other; one that has not begun serves all who have asked for the same.
+type rollings struct {
+	wake chan struct{} // has room for one
+
+	mu    sync.Mutex
+	queue []*batch
+	over  error // why there is none any more
+}
+
+func newRollings() *rollings { return &rollings{wake: make(chan struct{}, 1)} }
+
+// ask asks for r, whose end goes to done unless that is nil.
+func (rs *rollings) ask(r rolling, done chan<- error) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.over != nil {
+		if done != nil {
+			done <- rs.over
+		}
+		return
+	}
+	i := slices.IndexFunc(rs.queue, func(b *batch) bool { return b.same(r) })
+	if i < 0 {
+		i = len(rs.queue)
+		rs.queue = append(rs.queue, &batch{rolling: r})
+	}
+	if done != nil {
+		rs.queue[i].waiting = append(rs.queue[i].waiting, done)
+	}
+	select {
+	case rs.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait asks for r and waits for its end; when ctx ends before, it goes on.
+func (rs *rollings) wait(ctx context.Context, r rolling) error {
+	done := make(chan error, 1)
+	rs.ask(r, done)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// take gives the one that begins now, or nil.
+func (rs *rollings) take() *batch {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if len(rs.queue) == 0 {
+		return nil
+	}
+	b := rs.queue[0]
+	rs.queue = rs.queue[1:]
+	return b
+}
+
+func (b *batch) tell(err error) {
+	for _, done := range b.waiting {
+		done <- err
+	}
+}
+
+// end has all who wait, or still come, told that there will be none.
+func (rs *rollings) end(why error) {
+	rs.mu.Lock()
+	rs.over = why
+	rs.mu.Unlock()
+	for b := rs.take(); b != nil; b = rs.take() {
+		b.tell(why)
+	}
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"fpmd/manager"
+)
+
+// told runs a command that asks d, and returns what it prints, and its exit code.
+func (d *process) told(args ...string) (string, int) {
+	d.t.Helper()
+	var stdout, stderr bytes.Buffer
+	args = append([]string{args[0], "-c", filepath.Join(d.dir, "fpmd.toml")}, args[1:]...)
+	err := run(d.t.Context(), args, &stdout, &stderr)
+	if err != nil && err.Error() != "" { // as main does
+		fmt.Fprintln(&stderr, err)
+	}
+	return stdout.String() + stderr.String(), exitCode(err)
+}
+
+// status is what fpmd status --json says.
+func (d *process) status() (r report) {
+	d.t.Helper()
+	said, code := d.told("status", "--json")
+	if err := json.Unmarshal([]byte(said), &r); err != nil {
+		d.t.Fatalf("status --json: %v, exit code %d: %s", err, code, said)
+	}
+	return r
+}
+
+// Whoever asks over the control socket is told how fpmd is, has it changed, and is told the
+// end of what he asked for, in words and by the exit code.
+func TestControl(t *testing.T) {
+	dir := appDir(t)
+	app := filepath.Join(dir, "app.py")
+	write(t, app, fmt.Sprintf(versionApp, "old"))
+	d := serve(t, dir, wsgiPool(dir, "workers = 2\nenv = { SECRET = \"hunter2\" }"))
+	asks(t, d, "/", 3)
+	expect := func(code int, want string, args ...string) {
+		t.Helper()
+		said, got := d.told(args...)
+		if got != code || !regexp.MustCompile(want).MatchString(said) {
+			t.Errorf("fpmd %s: exit code %d, want %d:\n%s\nwant %s", strings.Join(args, " "), got, code, said, want)
+		}
+		if strings.Contains(said, "hunter2") {
+			t.Errorf("fpmd %s says a value of env", strings.Join(args, " "))
+		}
+	}
+
+	expect(0, `(?s)^fpmd .*  pid \d+  up \d+s  .*/fpmd.toml\n\n`+
+		`pool app: serving, static, generation 1, on .*/app.sock\n`+
+		`  0 of 2 slots busy, 0 of 512 places in the queue taken, 0 connections; 3 requests, 0 failed\n`+
+		`  WORKER  PID +STATE +BUSY +SERVED +READY FOR +MEMORY\n`+
+		`  1 +\d+ +idle +0/1 .* MiB\n  2 +\d+ +idle +0/1 .* MiB\n$`, "status")
+	r := d.status()
+	if p := r.Pools[0]; r.PID != d.cmd.Process.Pid || p.Requests["ok"] != 3 || p.Size != 2 || len(p.Workers) != 2 || p.Workers[0].Memory < 1<<20 {
+		t.Errorf("status: %+v", r)
+	}
+
+	expect(0, "^$", "scale", "app", "3")
+	d.waitWorkerCount(3)
+	expect(1, `^there is no pool "aap": want one of app\n$`, "scale", "aap", "3")
+	expect(64, "want a number of workers", "scale", "app", "0")
+	expect(1, "want a number from 1 to", "scale", "app", "1000000")
+
+	write(t, app, fmt.Sprintf(versionApp, "new"))
+	expect(0, "^$", "reload")
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "new") {
+		t.Errorf("when a reload has ended: %q, %v", answer, err)
+	}
+	if p := d.status().Pools[0]; p.Generation != 2 || p.Size != 3 {
+		t.Errorf("after a reload: %+v", p)
+	}
+	write(t, app, "import no_such_module_anywhere\n")
+	expect(1, `(?s)the old ones go on serving: .*\n\tModuleNotFoundError: No module named 'no_such_module_anywhere'\n`, "reload")
+	write(t, app, fmt.Sprintf(versionApp, "new"))
+	write(t, filepath.Join(dir, "fpmd.toml"), wsgiPool(dir, "workers = 2\nwrokers = 3"))
+	_, code := d.told("reload")
+	said, socketCode := d.toldAt("reload")
+	if code != exitConfig || socketCode != exitFailure || !strings.Contains(said, "wrokers: 3: unknown key: did you mean workers?") {
+		t.Errorf("a reload of a broken configuration: exit codes %d and %d, %s", code, socketCode, said)
+	}
+	write(t, filepath.Join(dir, "fpmd.toml"), wsgiPool(dir, "workers = 2\nenv = { SECRET = \"hunter2\" }"))
+
+	expect(0, "^$", "reopen")
+	d.waitLog("logs opened again")
+	expect(0, "^$", "stop")
+	if code := d.waitExit(); code != 0 {
+		t.Errorf("stopped, its exit code is %d", code)
+	}
+	expect(69, "no fpmd runs there", "status")
+	expect(69, "no fpmd runs there", "stop")
+}
+
+// toldAt is told at the control socket itself, without the configuration.
+func (d *process) toldAt(command string) (string, int) {
+	var out bytes.Buffer
+	err := run(d.t.Context(), []string{command, "--socket", d.control()}, &out, &out)
+	return out.String() + fmt.Sprint(err), exitCode(err)
+}
+
+func (d *process) control() string { return manager.ControlSocket(filepath.Join(d.dir, "run")) }
+
+// A pool of which no worker comes up is said to fail, with what the last one printed.
+func TestStatusOfAFailingPool(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), "raise RuntimeError('not today')\n")
+	d := launch(t, dir, wsgiPool(dir, "workers = 2"))
+	d.waitLogTimes("worker did not start", 3)
+	d.wait("failing", func() bool { return d.status().Pools[0].State == "failing" })
+	said, code := d.told("status")
+	if code != exitFailure || !strings.Contains(said, "pool app: failing, static") || !strings.Contains(said, "\n    \tRuntimeError: not today\n") {
+		t.Errorf("exit code %d:\n%s", code, said)
+	}
+}
+
+// A reload of some pools leaves the others as they are; a plan says before what it would do,
+// with the keys that have changed; a restart does not look at the configuration.
+func TestReloadOfSome(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	config := func(a, b string) string {
+		second := strings.SplitAfter(wsgiPool(dir, b), "\n\n")[1]
+		return wsgiPool(dir, "workers = 1\n"+a) + strings.NewReplacer("pool.app", "pool.two", "app.sock", "two.sock").Replace(second)
+	}
+	const old = "env = { KEPT = \"1\", GONE = \"hunter1\" }"
+	d := serve(t, dir, config(old, "workers = 1"))
+	generations := func() string {
+		var n []int
+		for _, p := range d.status().Pools {
+			n = append(n, p.Generation)
+		}
+		return fmt.Sprint(n)
+	}
+	for _, step := range []struct {
+		a, b string
+		args string
+		code int
+		want string // what is said
+		gens string // of app and two
+	}{
+		{old, "workers = 1", "plan", 0, "pool app: new workers, with the same configuration\npool two: new workers, with the same configuration\n", "[1 1]"},
+		{old, "workers = 1", "plan --changed", 0, "nothing is rolled: no key has changed\n", "[1 1]"},
+		{old, "workers = 1", "reload two", 0, "", "[1 2]"},
+		{old, "workers = 1", "reload --changed", 0, "", "[1 2]"},
+		{old, "workers = 1", "restart app", 0, "", "[2 2]"},
+		{old, "workers = 1", "restart one", 1, "there is no pool \"one\": want one of app, two\n", "[2 2]"},
+		{old, "workers = 1", "reload one", 1, "there is no pool \"one\": want one of app, two\n", "[2 2]"},
+		{old, "workers = 2\nqueue_size = 9", "plan", 0, "pool app: new workers, with the same configuration\npool two: new workers\n" +
+			"  pool.two.workers is now 2, not 1\n  pool.two.queue_size is now 9, not 512\n", "[2 2]"},
+		{old, "workers = 2\nqueue_size = 9", "restart two", 0, "", "[2 3]"},
+		{old, "workers = 2\nqueue_size = 9", "plan app", 0, "pool app: new workers, with the same configuration\n", "[2 3]"},
+		{old, "workers = 2\nqueue_size = 9", "reload --changed", 0, "", "[2 4]"},
+		{"env = { KEPT = \"1\", NEW = \"hunter2\" }", "workers = 2\nqueue_size = 9", "plan --changed", 0, "pool app: new workers\n  pool.app.env is now NEW=***, not GONE=***\n", "[2 4]"},
+		{old, "workers = 2\nmax_connections = 7", "plan", 1, "refused: pool.two.max_connections is now 7, not 16384: restart fpmd for that\nall stays as it is\n", "[2 4]"},
+		{old, "workers = 2\nmax_connections = 7", "reload", 1, "pool.two.max_connections is now 7, not 16384: restart fpmd for that\n", "[2 4]"},
+		{old, "workers = 2\nmax_connections = 7", "reload app", 0, "", "[3 4]"},
+	} {
+		write(t, filepath.Join(dir, "fpmd.toml"), config(step.a, step.b))
+		said, code := d.told(strings.Fields(step.args)...)
+		if code != step.code || said != step.want {
+			t.Errorf("%s: exit code %d, want %d:\n%s\nwant\n%s", step.args, code, step.code, said, step.want)
+		}
+		if got := generations(); got != step.gens {
+			t.Errorf("%s: generations %s, want %s", step.args, got, step.gens)
+		}
+	}
+	if size := d.status().Pools[1].Size; size != 2 {
+		t.Errorf("pool two has %d workers, want 2", size)
+	}
+	if strings.Contains(d.log.String(), "hunter") {
+		t.Error("the log has a value of env")
+	}
+	if said, code := d.told("reload", "--wait=false", "app"); code != 0 || said != "" {
+		t.Errorf("reload --wait=false: exit code %d, %s", code, said)
+	}
+	d.wait("the reload that nobody waited for", func() bool { return generations() == "[4 4]" })
+}
+
+// All who ask for a reload are told the end of one that began after they asked; there are
+// no more of them than are needed for that.
+func TestReloadsTogether(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), fmt.Sprintf(versionApp, "v"))
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if said, code := d.told("reload"); code != 0 {
+				t.Errorf("exit code %d: %s", code, said)
+			}
+		})
+	}
+	wg.Wait()
+	if n := strings.Count(d.log.String(), "msg=reloaded"); n < 1 || n >= 10 {
+		t.Errorf("%d reloads", n)
+	}
+}
+
+// The control socket is root's and fpmd's own user's, even if somebody opens it to all.
+func TestControlIsNotForOthers(t *testing.T) {
+	needRoot(t, "asks as another user")
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	fi, err := os.Stat(d.control())
+	if err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", fi.Mode(), err)
+	}
+	program := plainBinary(t, dir)
+	for _, mode := range []os.FileMode{0o600, 0o666} {
+		if err := os.Chmod(d.control(), mode); err != nil {
+			t.Fatal(err)
+		}
+		ask := exec.Command(program, "reload", "--socket", d.control())
+		ask.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+		ask.SysProcAttr = asPlain()
+		ask.Dir = "/"
+		said, _ := ask.CombinedOutput()
+		if code := ask.ProcessState.ExitCode(); code != exitUnavailable {
+			t.Errorf("mode %#o: exit code %d, %s", mode, code, said)
+		}
+	}
+	if strings.Contains(d.log.String(), "reload") {
+		t.Error("another user has had it reload")
+	}
+	if _, code := d.told("status"); code != 0 {
+		t.Errorf("root gets exit code %d", code)
+	}
+}
+
+// A control socket that somebody removes is made again.
+func TestControlSocketRemoved(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	if err := os.Remove(d.control()); err != nil {
+		t.Fatal(err)
+	}
+	if _, code := d.told("status"); code != exitUnavailable {
+		t.Errorf("without it: exit code %d", code)
+	}
+	d.wait("the socket", func() bool { _, code := d.told("status"); return code == 0 })
+	d.signal(syscall.SIGTERM)
+	if code := d.waitExit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if _, err := os.Lstat(d.control()); err == nil {
+		t.Error("it is left behind")
+	}
+}
+
+// Who connects and says nothing, or nonsense, holds up nobody, the stop included.
+func TestControlHostile(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
+	for _, text := range []string{"", "GET /sta", "\x00\xff\r\n\r\n", "POST /reload HTTP/1.1\r\nContent-Length: 99\r\n\r\n"} {
+		c, err := net.Dial("unix", d.control())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := d.status(); len(r.Pools) != 1 {
+		t.Errorf("%+v", r)
+	}
+	if said, code := d.told("stop"); code != 0 {
+		t.Errorf("stop: exit code %d, %s", code, said)
+	}
+	if code := d.waitExit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -1,0 +1,242 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// A Plan is what a reload of a configuration would do. Its JSON is for programs: names are
+// not changed, only added.
+type Plan struct {
+	Refused []Change   `json:"refused"` // what takes a restart: with any, nothing is reloaded
+	Later   []Change   `json:"later"`   // what counts from the next start on
+	Pools   []PoolPlan `json:"pools"`   // those that are rolled, in order of their names
+}
+
+// A PoolPlan is a pool that is rolled: to its present configuration where nothing changes, for its
+// code may have.
+type PoolPlan struct {
+	Name    string   `json:"name"`
+	Changes []Change `json:"changes"`
+
+	next *PoolConfig
+}
+
+// A Change is a key that has another value. Of env, it is the names of variables.
+type Change struct {
+	Key string `json:"key"`
+	Old string `json:"old"`
+	New string `json:"new"`
+}
+
+func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.Key, c.New, c.Old) }
+
+// What a reload can't change yet: it refuses to, or leaves it for the next start.
+var (
+	fixedOfPool = []string{
+		"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog", "allowed_clients",
+		"max_connections", "client_timeout", "buffer_response", "max_environ", "access_log",
+	}
+	fixedOfSupervisor = []string{"runtime_dir"}
+	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs"}
+)
+
+// A Reloading is which pools are rolled.
+type Reloading struct {
+	Pools   []string // their names; none: all
+	Changed bool     // only those of which a key has changed
+}
+
+// Plan says what Reload would do now.
+func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
+	m.reload.Lock()
+	defer m.reload.Unlock()
+	return m.plan(cfg, r)
+}
+
+// plan is Plan. m.reload is held.
+func (m *Manager) plan(cfg *Config, r Reloading) (Plan, error) {
+	plan := Plan{
+		Refused: m.supervisorChanges(cfg, fixedOfSupervisor),
+		Later:   m.supervisorChanges(cfg, laterOfSupervisor),
+		Pools:   []PoolPlan{},
+	}
+	pools, err := m.named(r.Pools)
+	if err != nil {
+		return plan, err
+	}
+	next := make(map[string]*PoolConfig)
+	for _, p := range cfg.Pools {
+		next[p.Name] = p
+	}
+	if o, n := poolNames(m.pools), strings.Join(slices.Sorted(maps.Keys(next)), ", "); o != n && len(r.Pools) == 0 {
+		plan.Refused = append(plan.Refused, Change{"pools", o, n})
+	}
+	for _, p := range pools {
+		if next[p.name] == nil {
+			if len(r.Pools) > 0 {
+				plan.Refused = append(plan.Refused, Change{"pool." + p.name, "there", "gone"})
+			}
+			continue
+		}
+		changes := changesOf(p.config(), next[p.name])
+		if r.Changed && len(changes) == 0 {
+			continue
+		}
+		plan.Pools = append(plan.Pools, PoolPlan{p.name, changes, next[p.name]})
+		for _, c := range changes {
+			if slices.Contains(fixedOfPool, strings.TrimPrefix(c.Key, "pool."+p.name+".")) {
+				plan.Refused = append(plan.Refused, c)
+			}
+		}
+	}
+	return plan, nil
+}
+
+// changesOf is what there is in next that is not in old.
+func changesOf(old, next *PoolConfig) []Change {
+	changes := []Change{}
+	m := thisMachine()
+	for _, s := range poolSettings {
+		shown := mustShow(poolShown, s.name)
+		o, n := fmt.Sprint(shown(&m, old)), fmt.Sprint(shown(&m, next))
+		if s.name == "env" { // its values are not shown
+			o, n = envChange(old.Env, next.Env), envChange(next.Env, old.Env)
+		}
+		if o != n {
+			changes = append(changes, Change{"pool." + old.Name + "." + s.name, o, n})
+		}
+	}
+	return changes
+}
+
+// envChange names what env has, or has with another value, that is not in other.
+func envChange(env, other map[string]string) string {
+	var names []string
+	for name, value := range env {
+		if v, there := other[name]; !there || v != value {
+			names = append(names, name+"="+masked)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+func (m *Manager) supervisorChanges(next *Config, keys []string) []Change {
+	changes := []Change{}
+	for _, key := range keys {
+		shown := mustShow(supervisorShown, key)
+		if o, n := fmt.Sprint(shown(&m.cfg.Supervisor)), fmt.Sprint(shown(&next.Supervisor)); o != n {
+			changes = append(changes, Change{"supervisor." + key, o, n})
+		}
+	}
+	return changes
+}
+
+// named is the pools of these names, or all.
+func (m *Manager) named(names []string) ([]*pool, error) {
+	if len(names) == 0 {
+		return m.pools, nil
+	}
+	var pools []*pool
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		i := slices.IndexFunc(m.pools, func(p *pool) bool { return p.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no pool %q: want one of %s", name, poolNames(m.pools))
+		}
+		pools = append(pools, m.pools[i])
+	}
+	return pools, nil
+}
+
+func poolNames(pools []*pool) string {
+	return strings.Join(texts(pools, func(p *pool) string { return p.name }), ", ")
+}
+
+// Reload rolls pools to what cfg says of them: new workers are ready before
+// the old ones leave, and no request is lost. Where a pool's new workers do not
+// come up, its old ones go on serving, and the log and the error say so; the other pools
+// are rolled all the same. What can't be changed without a restart refuses the whole
+// reload. Ending ctx gives up what has not come up yet.
+func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
+	m.reload.Lock()
+	defer m.reload.Unlock()
+	if m.stopped {
+		return errStopping
+	}
+	plan, err := m.plan(cfg, r)
+	if err == nil && len(plan.Refused) > 0 {
+		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
+	}
+	if err != nil {
+		m.log.Error("reload refused", "cause", err, "next", "all stays as it is")
+		return err
+	}
+	for _, c := range plan.Later {
+		m.log.Warn("configuration", "warning", c.String()+": that counts from the next start on")
+	}
+	next := make(map[string]*PoolConfig)
+	for _, p := range plan.Pools {
+		for _, c := range p.Changes {
+			m.log.Info("configuration", "pool", p.Name, "change", c.String())
+		}
+		next[p.Name] = p.next
+	}
+	return m.roll(ctx, next, "reload")
+}
+
+// Restart rolls the pools of these names, or all, to the configuration that they have.
+func (m *Manager) Restart(ctx context.Context, names []string) error {
+	m.reload.Lock()
+	defer m.reload.Unlock()
+	if m.stopped {
+		return errStopping
+	}
+	pools, err := m.named(names)
+	if err != nil {
+		return err
+	}
+	next := make(map[string]*PoolConfig)
+	for _, p := range pools {
+		next[p.name] = p.config()
+	}
+	return m.roll(ctx, next, "restart")
+}
+
+var errStopping = errors.New("fpmd is stopping")
+
+// roll rolls the pools that next has, side by side. m.reload is held.
+func (m *Manager) roll(ctx context.Context, next map[string]*PoolConfig, what string) error {
+	errs := make([]error, len(m.pools))
+	var wg sync.WaitGroup
+	for i, p := range m.pools {
+		if cfg := next[p.name]; cfg != nil {
+			wg.Go(func() { errs[i] = p.roll(ctx, cfg) })
+		}
+	}
+	wg.Wait()
+	var worked, failed []*pool
+	for i, p := range m.pools {
+		switch {
+		case next[p.name] == nil:
+		case errs[i] == nil:
+			worked = append(worked, p)
+		default:
+			failed = append(failed, p)
+		}
+	}
+	switch {
+	case len(failed) == 0:
+		m.log.Info(what+"ed", "pools", poolNames(worked))
+	case ctx.Err() != nil:
+		m.log.Info(what+" given up", "pools", poolNames(failed), "cause", context.Cause(ctx))
+	default:
+		m.log.Error(what+" failed", "pools", poolNames(failed), what+"ed", poolNames(worked))
+	}
+	return errors.Join(errs...)
+}

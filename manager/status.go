@@ -1,0 +1,120 @@
+package manager
+
+import (
+	"cmp"
+	"os"
+	"slices"
+	"time"
+)
+
+// A Status is what there is to see of a Manager at one moment. Its JSON is for programs: names are
+// not changed, only added.
+type Status struct {
+	PID    int          `json:"pid"`
+	Config string       `json:"config"`
+	Since  time.Time    `json:"since"` // when it was started
+	Pools  []PoolStatus `json:"pools"` // in order of their names
+}
+
+// A PoolStatus is a pool's part of a Status.
+type PoolStatus struct {
+	Name        string         `json:"name"`
+	PM          PM             `json:"pm"`
+	State       string         `json:"state"`           // "serving", "starting", "idle" (on demand, and nobody asks), "failing", "stopping"
+	Error       string         `json:"error,omitempty"` // why the last worker that failed to start did
+	Listen      []string       `json:"listen"`
+	Generation  int            `json:"generation"`
+	Size        int            `json:"size"`  // workers that there are to be, or may be
+	Slots       int            `json:"slots"` // of workers in service
+	Busy        int            `json:"busy"`  // slots that have something to do
+	Queued      int            `json:"queued"`
+	QueueSize   int            `json:"queue_size"`
+	Connections int            `json:"connections"`
+	Requests    map[string]int `json:"requests"` // since the start, by outcome
+	Workers     []WorkerStatus `json:"workers"`  // the oldest first
+}
+
+// A WorkerStatus is a worker's part of a PoolStatus.
+type WorkerStatus struct {
+	ID         int        `json:"id"`
+	PID        int        `json:"pid,omitempty"` // none before it is launched
+	Generation int        `json:"generation"`
+	State      string     `json:"state"`
+	Cause      string     `json:"cause,omitempty"` // why it takes no more
+	Slots      int        `json:"slots"`
+	Busy       int        `json:"busy"`
+	Served     uint64     `json:"served"`
+	Ready      *time.Time `json:"ready,omitempty"` // since when
+	Memory     int64      `json:"memory"`          // bytes, with what it shares with others
+}
+
+// Status looks at every pool. It takes each pool's lock for a moment.
+func (m *Manager) Status() Status {
+	s := Status{PID: os.Getpid(), Config: m.path, Since: m.since}
+	for _, p := range m.pools {
+		s.Pools = append(s.Pools, p.status())
+	}
+	slices.SortFunc(s.Pools, func(a, b PoolStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return s
+}
+
+func (p *pool) status() PoolStatus {
+	cfg := p.config()
+	s := PoolStatus{
+		Name: p.name, PM: cfg.PM, State: "starting", QueueSize: cfg.QueueSize,
+		Listen:      texts(cfg.Listen, Address.String),
+		Connections: p.server.Stats().Conns,
+		Requests:    make(map[string]int),
+		Workers:     []WorkerStatus{},
+	}
+	for o := range p.counts {
+		if n := p.counts[o].Load(); n > 0 {
+			s.Requests[outcome(o).String()] = int(n)
+		}
+	}
+	p.mu.Lock()
+	s.Size, s.Queued = p.size, p.queue.n
+	if p.lastErr != nil {
+		s.Error = p.lastErr.Error()
+	}
+	serving := 0
+	for w := range p.workers {
+		ws := WorkerStatus{
+			ID: w.id, Generation: w.gen.n, State: w.state.String(), Cause: w.cause, Slots: len(w.slots), Busy: w.taken - w.ungreeted, Served: w.served,
+		}
+		if w.proc != nil {
+			ws.PID = w.proc.pid
+		}
+		if !w.readyAt.IsZero() {
+			ready := w.readyAt
+			ws.Ready = &ready
+		}
+		if w.servesLocked() {
+			serving++
+			s.Slots += ws.Slots
+			s.Busy += ws.Busy
+		}
+		s.Workers = append(s.Workers, ws)
+	}
+	switch {
+	case p.stopped:
+		s.State = "stopping"
+	case serving > 0:
+		s.State = "serving"
+	case p.gen != nil && p.gen.backoff.failing():
+		s.State = "failing"
+	case p.ready && cfg.PM == OnDemand:
+		s.State = "idle"
+	}
+	if p.gen != nil {
+		s.Generation = p.gen.n
+	}
+	p.mu.Unlock()
+	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return cmp.Compare(a.ID, b.ID) })
+	for i := range s.Workers {
+		if w := &s.Workers[i]; w.PID > 0 {
+			w.Memory = residentOf(w.PID)
+		}
+	}
+	return s
+}
