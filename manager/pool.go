@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,7 @@ func (p *pool) enrolLocked(w *worker) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.workers, w)
+		w.gen.kick() // another may wait to be replaced until it is
 	})
 }
 
@@ -103,17 +105,12 @@ func (p *pool) workersOf(g *generation) (ws []*worker) {
 	return ws
 }
 
-// failed keeps the reason why a worker of g did not come up. When too many have failed in
-// a row for the next to be worth waiting for, nobody waits.
+// failed keeps the reason why a worker of g did not come up, with what it printed.
 func (p *pool) failed(g *generation, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if g != p.gen {
-		return
-	}
-	p.lastErr = err
-	if p.hopelessLocked() {
-		p.refuseQueuedLocked(bootFailed)
+	if g == p.gen && p.lastErr != nil { // nobody has come up since
+		p.lastErr = err
 	}
 }
 
@@ -149,45 +146,57 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 }
 
 // roll replaces the serving generation by a new one of cfg: a first worker, to see
-// whether it comes up at all, then the others side by side; only when all are
-// ready do they take over, and the old ones finish what they have. When one does not come
-// up, the new generation is given up, and the old one goes on serving, if it does.
+// whether it comes up at all, then the others side by side, as many as there are to be by then; only
+// when all are ready do they take over, and the old ones finish what they have. When one does not come
+// up, or none is left, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	g := p.newGeneration(cfg)
-	ws := make([]*worker, p.rolled(cfg))
+	var ws []*worker
 	var err error
-	if ws[0], err = g.startWorker(ctx); err == nil {
-		rest, rctx := errgroup.WithContext(ctx)
-		for i := 1; i < len(ws); i++ {
-			rest.Go(func() (err error) {
-				ws[i], err = g.startWorker(rctx)
-				return err
-			})
-		}
-		err = rest.Wait()
+	for n := 1; len(ws) < n && err == nil; n = p.rolled(cfg) {
+		var more []*worker
+		more, err = g.startWorkers(ctx, n-len(ws))
+		ws = append(ws, more...)
+	}
+	if err == nil {
+		err = p.switchTo(g, ws)
 	}
 	if err != nil {
-		g.retire("its generation did not come up")
-		if ctx.Err() != nil {
-			return fmt.Errorf("pool %s: the reload was given up before the new workers had come up: %w", p.name, context.Cause(ctx))
-		}
-		next := "the old ones go on serving"
-		p.mu.Lock()
-		if p.noneReadyLocked() {
-			next = "the old ones do not come up either, and are tried again"
-		}
-		p.mu.Unlock()
-		p.log.Error("new workers did not come up", append(notStarted(err), "next", next)...)
-		return fmt.Errorf("pool %s: the new workers did not come up, %s: %w", p.name, next, err)
+		return p.notRolled(ctx, g, err)
 	}
+	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
+	return nil
+}
+
+// startWorkers starts n side by side.
+func (g *generation) startWorkers(ctx context.Context, n int) ([]*worker, error) {
+	ws := make([]*worker, n)
+	starts, sctx := errgroup.WithContext(ctx)
+	starts.SetLimit(cap(g.pool.mgr.starts))
+	for i := range ws {
+		starts.Go(func() (err error) {
+			ws[i], err = g.startWorker(sctx)
+			return err
+		})
+	}
+	return ws, starts.Wait()
+}
+
+// switchTo has g serve, with ws, unless none of them is left.
+func (p *pool) switchTo(g *generation, ws []*worker) error {
 	p.mu.Lock()
-	old := p.gen
-	if old == nil || old.cfg.Workers != cfg.Workers {
-		p.size = cfg.Workers
+	if !slices.ContainsFunc(ws, (*worker).servesLocked) {
+		p.mu.Unlock()
+		return fmt.Errorf("all have ended just after they had come up, the last %s", ws[len(ws)-1].cause)
 	}
+	old := p.gen
+	if old.cfg.Workers != g.cfg.Workers {
+		p.size = g.cfg.Workers
+	}
+	now := time.Now()
 	p.gen = g
-	g.fresh, g.batch, g.batchAt = false, len(ws), time.Now()
-	p.cfg.Store(cfg)
+	g.fresh, g.batch, g.batchAt = false, len(ws), now
+	p.cfg.Store(g.cfg)
 	p.lastErr = nil // it was of the old one
 	p.readyLocked()
 	var free []*slot
@@ -198,6 +207,7 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	}
 	p.idle = p.idle[:0]
 	for _, w := range ws {
+		w.idleAt = now
 		for _, s := range w.spare {
 			p.giveLocked(s)
 		}
@@ -206,11 +216,24 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	p.mu.Unlock()
 	closeAll(free)
 	p.wg.Go(g.steward) // ends when the generation is retired
-	if old != nil {
-		old.retire("replaced by a reload")
-	}
-	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
+	old.retire("replaced by a reload")
 	return nil
+}
+
+// notRolled gives g up, and says why.
+func (p *pool) notRolled(ctx context.Context, g *generation, err error) error {
+	g.retire("its generation did not come up")
+	if ctx.Err() != nil {
+		return fmt.Errorf("pool %s: the reload was given up before the new workers had come up: %w", p.name, context.Cause(ctx))
+	}
+	next := "the old ones go on serving"
+	p.mu.Lock()
+	if p.hopelessLocked() {
+		next = "the old ones do not come up either, and are tried again"
+	}
+	p.mu.Unlock()
+	p.log.Error("new workers did not come up", append(notStarted(err), "next", next)...)
+	return fmt.Errorf("pool %s: the new workers did not come up, %s: %w", p.name, next, err)
 }
 
 // rolled is with how many workers a new generation takes over from the one that serves.
@@ -218,7 +241,7 @@ func (p *pool) rolled(cfg *PoolConfig) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	size := p.size
-	if p.gen != nil && p.gen.cfg.Workers != cfg.Workers {
+	if p.gen.cfg.Workers != cfg.Workers {
 		size = cfg.Workers
 	}
 	if cfg.PM == Static {

@@ -287,7 +287,11 @@ func (p *pool) offer(s *slot, e ending) (waited bool) {
 	w := s.w
 	p.mu.Lock()
 	if e.answered {
-		if w.served++; w.served == w.maxServed {
+		w.served++
+		if w.served == 1 {
+			close(w.proved)
+		}
+		if w.served == w.maxServed {
 			w.gen.kick()
 		}
 	}

@@ -108,6 +108,9 @@ func changesOf(old, next *PoolConfig) []Change {
 		if s.name == "env" { // its values are not shown
 			o, n = envChange(old.Env, next.Env), envChange(next.Env, old.Env)
 		}
+		if s.name == "env_file" && o == n {
+			o, n = envChange(old.FileEnv, next.FileEnv), envChange(next.FileEnv, old.FileEnv)
+		}
 		if o != n {
 			changes = append(changes, Change{"pool." + old.Name + "." + s.name, o, n})
 		}

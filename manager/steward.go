@@ -1,8 +1,9 @@
 package manager
 
 import (
+	"cmp"
 	"context"
-	"math/rand/v2"
+	"errors"
 	"slices"
 	"time"
 )
@@ -69,21 +70,20 @@ func (g *generation) steward() {
 			g.batch, g.batchAt = d.start, now
 		}
 		if d.replace != nil {
+			d.replace.due = d.replace.overdue(now)
 			d.replace.next = starts[0]
 		}
-		for _, w := range d.leave {
-			if w.due == "" {
-				w.due = "there are more than are needed"
-			}
+		for _, l := range d.leave {
+			l.w.due = cmp.Or(l.w.due, l.why)
 			g.shrunkAt = now
 		}
 		g.fresh, g.hungry = d.fresh, d.hungry
 		p.mu.Unlock()
 		for _, w := range starts {
-			p.wg.Go(func() { g.start(w, d.replace) }) // ends when w is ready, or will not be
+			p.wg.Go(func() { g.fill(w, d.replace) }) // ends when w has proved itself, or will not be
 		}
-		for _, w := range d.leave {
-			w.retire(w.due)
+		for _, l := range d.leave {
+			l.w.retire(l.w.due)
 		}
 		if !d.delayed.IsZero() && !d.delayed.Equal(said) {
 			said = d.delayed
@@ -97,8 +97,9 @@ func (g *generation) steward() {
 	}
 }
 
-// start launches w, in whose favour old leaves, unless it is nil; where w does not come up, old stays.
-func (g *generation) start(w, old *worker) {
+// fill launches w, in whose favour old leaves, unless it is nil. Where w does not come up, or
+// dies before it has served anybody or lived for goodLife, old stays.
+func (g *generation) fill(w, old *worker) {
 	p := g.pool
 	if err := w.launch(g.ctx); err != nil {
 		if g.ctx.Err() == nil {
@@ -107,10 +108,21 @@ func (g *generation) start(w, old *worker) {
 		}
 		return
 	}
+	if old == nil {
+		return
+	}
+	t := time.NewTimer(goodLife)
+	defer t.Stop()
+	select {
+	case <-w.proved:
+	case <-t.C:
+	case <-w.leaving:
+	case <-g.ctx.Done():
+	}
 	p.mu.Lock()
 	serves := w.servesLocked() // still
 	p.mu.Unlock()
-	if old != nil && serves {
+	if serves {
 		old.retire(old.due)
 	}
 }
@@ -123,23 +135,33 @@ func (g *generation) cameLocked(w *worker) {
 	}
 	w.planEnd()
 	g.proven, g.slots = true, max(1, len(w.slots))
+	if g == g.pool.gen {
+		g.pool.lastErr = nil
+	}
 	g.kick()
 }
 
-// leftLocked notes that w takes no further exchange, or never took one. Whoever served, lived for
-// long enough, or leaves by our own order has done well. pool.mu is held.
+// leftLocked notes that w takes no further exchange, or never took one. Whoever served,
+// lived for long enough, or leaves by our own order has done well. When too many have failed in a row for the next to be
+// worth waiting for, nobody waits. pool.mu is held.
 func (g *generation) leftLocked(w *worker) {
+	p := g.pool
+	g.kick()
 	switch {
 	case g.ctx.Err() != nil: // not for its own sake
-	case w.readyAt.IsZero():
-		g.proven = false
-		g.backoff.fail()
-	case w.served > 0 || time.Since(w.readyAt) >= goodLife || w.due != "" && w.state == draining:
+		return
+	case w.proveLocked(), w.due != "" && w.state == draining: // by our own order: it was well
 		g.backoff.reset()
-	default:
-		g.backoff.fail()
+		return
 	}
-	g.kick()
+	g.proven = g.proven && !w.readyAt.IsZero()
+	g.backoff.fail()
+	if g == p.gen {
+		p.lastErr = errors.New(w.cause)
+		if p.hopelessLocked() {
+			p.refuseQueuedLocked(bootFailed)
+		}
+	}
 }
 
 // retire ends the generation: its workers finish what they have. It does not
@@ -158,6 +180,8 @@ type headcount struct {
 	launching int       // on their way
 	ready     []member  // in service, least recently used first
 	waiting   bool      // one of them, for who takes its place
+	draining  bool      // one that was due, or too many, still has requests to end
+	ahead     int       // how many may be on their way at once
 	slots     int       // of one that comes
 	queued    int       // requests that wait
 	fresh     bool      // it has not had those workers yet that it begins with
@@ -169,32 +193,6 @@ type headcount struct {
 	shrunkAt  time.Time
 }
 
-// planEnd says when w, which is ready, is due for replacement. Jitter keeps workers that
-// started together from ending together. pool.mu is held.
-func (w *worker) planEnd() {
-	cfg := w.gen.cfg
-	if cfg.MaxRequests > 0 {
-		w.maxServed = uint64(cfg.MaxRequests + rand.N(cfg.MaxRequestsJitter+1))
-	}
-	if cfg.MaxAge > 0 {
-		w.dieAt = w.readyAt.Add(cfg.MaxAge + rand.N(cfg.MaxAgeJitter+1))
-	}
-}
-
-// until is when w is due for replacement, or was, and zero if it never is. pool.mu is held.
-func (w *worker) until() time.Time {
-	switch {
-	case w.due != "":
-		return w.readyAt
-	case w.maxServed > 0 && w.served >= w.maxServed:
-		w.due = "max_requests"
-		return w.readyAt
-	case !w.dieAt.IsZero() && !time.Now().Before(w.dieAt):
-		w.due = "max_age"
-	}
-	return w.dieAt
-}
-
 // A member is a worker in service.
 type member struct {
 	w     *worker
@@ -202,12 +200,19 @@ type member struct {
 	free  int       // slots, those included that are yet to be greeted for the first time
 	idle  time.Time // since when all its slots are free
 	until time.Time // when it is due for replacement; zero: never
+	trust time.Time // when it has proved itself, at the latest; zero: it has
+}
+
+// A departure is a worker that is to leave with nobody in its place.
+type departure struct {
+	w   *worker
+	why string
 }
 
 // A decision is what a steward does next.
 type decision struct {
 	start   int
-	leave   []*worker
+	leave   []departure
 	replace *worker   // by the one that is started
 	again   time.Time // to look again, if nothing happens before; zero: never
 	delayed time.Time // until when there is no start, though there is need, since those before have failed
@@ -228,7 +233,7 @@ const (
 func (g *generation) headcountLocked(now time.Time) headcount {
 	p := g.pool
 	h := headcount{
-		now: now, size: p.size, slots: g.slots, queued: p.queue.n,
+		now: now, size: p.size, slots: g.slots, queued: p.queue.n, ahead: cap(p.mgr.starts),
 		fresh: g.fresh, unproven: !g.proven, failing: g.backoff.failing(), notBefore: g.backoff.next,
 		batch: g.batch, batchAt: g.batchAt, shrunkAt: g.shrunkAt,
 	}
@@ -237,8 +242,14 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 		case w.gen != g:
 		case w.state == starting:
 			h.launching++
+		case w.state == draining && w.due != "":
+			h.draining = true
 		case w.servesLocked():
-			h.ready = append(h.ready, member{w, len(w.slots), len(w.slots) - w.taken + w.ungreeted, w.idleAt, w.until()})
+			m := member{w: w, slots: len(w.slots), free: len(w.slots) - w.taken + w.ungreeted, idle: w.idleAt, until: w.until()}
+			if !w.proveLocked() {
+				m.trust = w.readyAt.Add(goodLife)
+			}
+			h.ready = append(h.ready, m)
 			h.waiting = h.waiting || w.next != nil && (w.next.state == starting || w.next.servesLocked())
 		}
 	}
@@ -258,16 +269,18 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 	}
 	have := stay + h.launching
 	more := h.size - have
-	first := min(more, h.first(cfg)-have)
+	lacking := min(more, h.first(cfg)-have) // of those that it begins with
 	d.fresh = h.fresh && stay < min(h.size, h.first(cfg))
 	if cfg.PM != Static {
 		if more = min(more, h.demand(cfg)); d.fresh {
-			more = max(more, first)
+			more = max(more, lacking)
 		}
 		if len(d.leave) == 0 && !d.fresh {
 			d.leave = h.idlers(cfg, &d)
 		}
 	}
+	// Who is ordered waits for his turn, and comes even if nobody needs him by then.
+	more = min(more, h.ahead-h.launching)
 	if h.unproven { // an application that is broken says so once, and not once for each worker
 		more = min(more, 1-h.launching)
 	}
@@ -278,8 +291,8 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 		d.lookAt(h.notBefore)
 	case cfg.PM == Static:
 		d.start = more
-	case d.fresh && first > 0:
-		d.start = min(more, first)
+	case d.fresh && lacking > 0:
+		d.start = min(more, lacking)
 	case h.launching > 0 && h.now.Before(h.batchAt.Add(batchEvery)):
 		d.lookAt(h.batchAt.Add(batchEvery))
 	case h.now.After(h.batchAt.Add(2 * batchEvery)):
@@ -295,7 +308,7 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 	if cfg.PM == Dynamic || room && coming > 0 {
 		d.lookAt(h.now.Add(batchEvery))
 	}
-	if coming == 0 && len(d.leave) == 0 && !h.waiting {
+	if coming == 0 && len(d.leave) == 0 && !h.waiting && !h.draining {
 		h.renew(&d)
 	}
 	return d
@@ -335,11 +348,11 @@ func (h headcount) demand(cfg *PoolConfig) int {
 }
 
 // surplus is n workers that leave because there may not be so many, idle ones first.
-func (h headcount) surplus(n int) (leave []*worker) {
+func (h headcount) surplus(n int) (leave []departure) {
 	for _, wantFree := range []bool{true, false} {
 		for _, m := range h.ready {
 			if (m.free == m.slots) == wantFree && len(leave) < n {
-				leave = append(leave, m.w)
+				leave = append(leave, departure{m.w, "scaled down"})
 			}
 		}
 	}
@@ -349,7 +362,7 @@ func (h headcount) surplus(n int) (leave []*worker) {
 // idlers is the workers that leave because they have been idle for idle_timeout, the least
 // recently used first; of a dynamic pool, one a second of what exceeds max_spare_workers. Of a
 // pool on demand, those that are due for replacement leave as well: whoever asks next starts another.
-func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []*worker) {
+func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []departure) {
 	free := 0
 	for _, m := range h.ready {
 		free += m.free
@@ -359,7 +372,7 @@ func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []*worker) {
 			d.lookAt(h.now.Add(max(cfg.IdleTimeout, minLook))) // nobody tells when it becomes idle
 			continue
 		}
-		leaves := m.idle.Add(cfg.IdleTimeout)
+		leaves, why := m.idle.Add(cfg.IdleTimeout), "idle_timeout"
 		switch {
 		case cfg.PM == Dynamic && free-m.slots < cfg.MaxSpareWorkers:
 			return leave
@@ -372,7 +385,10 @@ func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []*worker) {
 			d.lookAt(leaves)
 			continue
 		}
-		leave = append(leave, m.w)
+		if cfg.PM == Dynamic {
+			why = "max_spare_workers"
+		}
+		leave = append(leave, departure{m.w, why})
 		if free -= m.slots; cfg.PM == Dynamic {
 			d.lookAt(h.now.Add(time.Second))
 			return leave
@@ -381,8 +397,15 @@ func (h headcount) idlers(cfg *PoolConfig, d *decision) (leave []*worker) {
 	return leave
 }
 
-// renew has one worker that is due replaced: the next one is ready before it leaves.
+// renew has one worker that is due replaced, as soon as those that there are have proved
+// themselves: code that comes up and dies is not for all of them.
 func (h headcount) renew(d *decision) {
+	var trust time.Time
+	for _, m := range h.ready {
+		if m.trust.After(trust) {
+			trust = m.trust
+		}
+	}
 	for _, m := range h.ready {
 		switch {
 		case m.until.IsZero():
@@ -390,6 +413,8 @@ func (h headcount) renew(d *decision) {
 			d.lookAt(m.until)
 		case h.now.Before(h.notBefore):
 			d.lookAt(h.notBefore)
+		case h.now.Before(trust):
+			d.lookAt(trust)
 		default:
 			d.start, d.replace = 1, m.w
 			return

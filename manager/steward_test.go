@@ -21,9 +21,9 @@ func crew(n, busy int) (ms []member) {
 	return ms
 }
 
-func ids(ws []*worker) (ids []int) {
-	for _, w := range ws {
-		ids = append(ids, w.id)
+func ids(leave []departure) (ids []int) {
+	for _, l := range leave {
+		ids = append(ids, l.w.id)
 	}
 	return ids
 }
@@ -37,6 +37,10 @@ func TestDecide(t *testing.T) {
 	longAgo, justNow := noon.Add(-time.Hour), noon.Add(-time.Second/2)
 	due := func(ms []member, which int, at time.Time) []member {
 		ms[which].until = at
+		return ms
+	}
+	young := func(ms []member, which int) []member {
+		ms[which].trust = noon.Add(time.Second / 2)
 		return ms
 	}
 	for name, tt := range map[string]struct {
@@ -74,6 +78,13 @@ func TestDecide(t *testing.T) {
 			headcount{size: 2, ready: due(crew(2, 2), 0, longAgo), notBefore: noon.Add(time.Minute)},
 			0, nil, -1, time.Minute,
 		},
+		"static, due, one of before drains": {static, headcount{size: 2, draining: true, ready: due(crew(2, 2), 0, longAgo)}, 0, nil, -1, -1},
+		"static, due, another has to prove itself": {
+			static,
+			headcount{size: 2, ready: young(due(crew(2, 2), 0, longAgo), 1)},
+			0, nil, -1, time.Second / 2,
+		},
+		"static, more than may be on their way":  {static, headcount{size: 20}, 8, nil, -1, -1},
 		"static, one died while it was replaced": {static, headcount{size: 2, launching: 1, ready: crew(1, 1)}, 0, nil, -1, -1},
 
 		"dynamic, at first":              {dynamic, headcount{size: 9, fresh: true}, 3, nil, -1, batchEvery},
@@ -122,7 +133,7 @@ func TestDecide(t *testing.T) {
 		"ondemand, idle, will be due":     {ondemand, headcount{size: 9, ready: due(crew(1, 0), 0, noon.Add(time.Millisecond)), batchAt: longAgo}, 0, nil, -1, time.Millisecond},
 		"ondemand, busy":                  {ondemand, headcount{size: 9, ready: crew(1, 1), batchAt: longAgo}, 0, nil, -1, 2 * time.Second},
 	} {
-		tt.h.now, tt.h.slots = noon, 2
+		tt.h.now, tt.h.slots, tt.h.ahead = noon, 2, 8
 		d := tt.h.decide(tt.cfg)
 		replace, again := -1, time.Duration(-1)
 		if d.replace != nil {

@@ -555,8 +555,216 @@ func TestReplacementDies(t *testing.T) {
 			t.Error("it has left")
 		}
 		v.wait(time.Second)
+		v.wantServing(2) // the next one has not proved itself yet
+		v.wait(time.Second)
 		v.wantServing(1)
 		v.wantLaunched(3)
+		if v.told("cause=max_age") != 1 {
+			t.Error("it has not left")
+		}
+	})
+}
+
+// Code that comes up and dies takes no healthy worker's place, however many are due.
+func TestRecyclingIntoDyingCode(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 4, MaxAge: time.Minute}, nil, func(t *testing.T, v *town) {
+		v.wait(30 * time.Second)
+		v.wantServing(4)
+		v.mu.Lock()
+		old := maps.Clone(v.workers)
+		v.mu.Unlock()
+		serving := func() (n int) {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			for w := range old {
+				if w.servesLocked() {
+					n++
+				}
+			}
+			return n
+		}
+		for range 90 * 100 { // each new worker lives for 50 ms
+			v.wait(10 * time.Millisecond)
+			v.mu.Lock()
+			die := 0
+			for w := range v.workers {
+				if _, there := old[w]; !there && w.servesLocked() && time.Since(w.readyAt) >= 50*time.Millisecond {
+					die = w.id
+				}
+			}
+			v.mu.Unlock()
+			if die > 0 {
+				v.kill(die)
+			}
+		}
+		if n := serving(); n != 4 {
+			t.Errorf("%d of the 4 workers that served are left", n)
+		}
+		v.wait(time.Minute) // the code is mended
+		if n := serving(); n != 0 {
+			t.Errorf("%d of the 4 workers that are due are left", n)
+		}
+		v.wantServing(4)
+	})
+}
+
+// However long requests take, no more than one worker that was replaced is still at them, and the
+// number of processes is bounded.
+func TestRecyclingDoesNotPileUp(t *testing.T) {
+	for _, slots := range []int{1, 20} {
+		inTown(t, PoolConfig{PM: Static, Workers: 4, MaxRequests: 5}, func(v *town) { v.slots = slots }, func(t *testing.T, v *town) {
+			v.wait(10 * time.Second)
+			most := 0
+			for range 300 {
+				v.ask(1, 50*time.Second)
+				v.ask(20, 10*time.Millisecond)
+				v.wait(time.Second)
+				v.mu.Lock()
+				most = max(most, len(v.workers))
+				v.mu.Unlock()
+			}
+			if most != 5 { // beside those that there are to be, one that drains, or who takes the next one's place
+				t.Errorf("%d slots: %d workers at once, want 5", slots, most)
+			}
+			if v.told("cause=max_requests") < 4 {
+				t.Error("nobody was replaced")
+			}
+		})
+	}
+}
+
+// Who waits is told when an application comes up and dies again and again, as he is when
+// it does not come up.
+func TestUpAndDiesIsTold(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Second)
+		v.ask(20, time.Hour)
+		var mended atomic.Bool
+		go func() { // ends when it is
+			for !mended.Load() {
+				v.kill(0)
+				time.Sleep(100 * time.Millisecond)
+			}
+		}()
+		for range 10 {
+			v.wait(time.Second)
+			v.mu.Lock()
+			hopeless, n := v.hopelessLocked(), v.queue.n
+			v.mu.Unlock()
+			if hopeless && n > 0 {
+				t.Errorf("no worker is worth waiting for, and %d wait", n)
+			}
+		}
+		mended.Store(true)
+		v.wait(2 * time.Minute)
+		v.wantServing(1)
+	})
+}
+
+// A pool whose application takes long to load keeps no other from its workers for longer
+// than one start.
+func TestSlowStartsStarveNobody(t *testing.T) {
+	for _, load := range []time.Duration{3 * time.Second, time.Hour} { // or hang
+		inTown(t, PoolConfig{PM: OnDemand, Workers: 2, IdleTimeout: time.Second}, nil, func(t *testing.T, v *town) {
+			v.wait(time.Minute)
+			v.wantServing(0)
+			v.config().QueueTimeout = 10 * time.Second
+			other := newTown(t, PoolConfig{PM: OnDemand, Workers: 32, IdleTimeout: time.Second}, func(o *town) { o.mgr = v.mgr })
+			defer other.end()
+			other.wait(10 * time.Second)
+			other.set(func() { other.load = load })
+			other.ask(32, 30*time.Second)
+			v.wait(100 * time.Millisecond)
+			for range 10 {
+				v.ask(1, 0)
+				v.wait(5 * time.Second)
+			}
+			v.many.Wait()
+			v.wantOutcomes(map[outcome]int{ok: 10})
+			other.scale(-32)
+			other.set(func() { other.load = time.Millisecond })
+			if load > time.Minute {
+				other.mu.Lock()
+				other.refuseQueuedLocked(queueTimeout)
+				other.mu.Unlock()
+				other.gen.cancel() // who loads for ever is given up
+			}
+		})
+	}
+}
+
+// What failed a day ago does not count today.
+func TestFailuresAreForgotten(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 2}, func(v *town) { v.failing = 1 }, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.set(func() { v.failing = 0 })
+		v.wait(24 * time.Hour)
+		v.wantServing(2)
+		v.mu.Lock()
+		if err := v.lastErr; err != nil {
+			t.Errorf("though workers have come up, the reason why there is none is %v", err)
+		}
+		v.mu.Unlock()
+		v.set(func() { v.failing = 1 })
+		v.scale(1)
+		v.wait(200 * time.Millisecond)
+		v.set(func() { v.failing = 0 })
+		v.wait(time.Second)
+		v.wantServing(3)
+	})
+}
+
+// A pool that grows while its next generation loads is as large when that takes over, and
+// nobody of it is taken for idle since before.
+func TestRollKeepsGrowth(t *testing.T) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 6, IdleTimeout: 10 * time.Second}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.wantServing(0)
+		v.set(func() { v.load = 20 * time.Second })
+		rolled := make(chan error, 1)
+		go func() { rolled <- v.roll(t.Context(), v.config()) }() // ends with the reload
+		v.wait(time.Second)
+		v.set(func() { v.load = 100 * time.Millisecond })
+		v.ask(6, time.Hour)
+		v.wait(10 * time.Second)
+		v.wantServing(6)
+		v.set(func() { v.load = 15 * time.Second })
+		if err := <-rolled; err != nil {
+			t.Fatal(err)
+		}
+		v.wait(time.Second)
+		v.wantServing(6)
+	})
+}
+
+// A reload whose workers come up and die before they take over is one that has failed.
+func TestRollOfTheDead(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Second)
+		go func() { // ends in a moment
+			time.Sleep(105 * time.Millisecond)
+			v.kill(2)
+		}()
+		if err := v.roll(t.Context(), v.config()); err == nil {
+			t.Error("it is said to serve")
+		}
+		v.wantServing(1)
+	})
+}
+
+// Workers that wait for their turn to start are not started once nobody needs them.
+func TestNobodyIsStartedForNobody(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 2}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.set(func() { v.load = 3 * time.Second })
+		v.scale(20)
+		v.wait(time.Second)
+		v.scale(-20)
+		v.wait(2 * time.Minute)
+		v.wantServing(2)
+		if n := v.launched.Load(); n > 4 {
+			t.Errorf("%d workers were launched", n)
+		}
 	})
 }
 

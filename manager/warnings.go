@@ -173,7 +173,7 @@ func (c *Credential) class(uid, gid int) (who string, shift int) {
 // times warns of ends that come before what they should wait for.
 func (w *warner) times(p *PoolConfig) {
 	if p.DrainTimeout < p.RequestTimeout {
-		w.warn(p, "drain_timeout", p.DrainTimeout, "less than request_timeout = %v: a stop or a reload cuts requests that had time left: want %v or more", p.RequestTimeout, p.RequestTimeout)
+		w.warn(p, "drain_timeout", p.DrainTimeout, "less than request_timeout = %v: a stop, a reload or a replacement cuts requests that had time left: want %v or more", p.RequestTimeout, p.RequestTimeout)
 	}
 	if need := p.DrainTimeout + p.StopTimeout; w.unit.stop > 0 && w.unit.stop < need {
 		w.warn(p, "drain_timeout", p.DrainTimeout, "with stop_timeout = %v it is %v, but %s has TimeoutStopSec=%v, when systemd kills what still answers: want TimeoutStopSec=%d there (systemctl edit), or less here",

@@ -74,7 +74,7 @@ func TestWarnings(t *testing.T) {
 			f.stat = func(string) (fileFacts, error) { return fileFacts{0o755, 1001, 1001}, nil }
 		}, ""},
 		"TCP":                              {"\nlisten = \"127.0.0.1:9000\"", nil, ""},
-		"a short drain":                    {group + "\ndrain_timeout = \"1s\"", nil, ":7: pool.blog.drain_timeout: 1s: less than request_timeout = 1m0s: a stop or a reload cuts requests that had time left"},
+		"a short drain":                    {group + "\ndrain_timeout = \"1s\"", nil, ":7: pool.blog.drain_timeout: 1s: less than request_timeout = 1m0s: a stop, a reload or a replacement cuts requests that had time left"},
 		"a drain as long as the unit's":    {group + "\ndrain_timeout = \"85s\"", nil, ""},
 		"a drain beyond the unit's":        {group + "\ndrain_timeout = \"86s\"", nil, ":7: pool.blog.drain_timeout: 1m26s: with stop_timeout = 5s it is 1m31s, but fpmd.service has TimeoutStopSec=1m30s, when systemd kills what still answers: want TimeoutStopSec=101"},
 		"a unit that waits for ever":       {group + "\ndrain_timeout = \"24h\"", func(f *facts) { f.unit.stop = 0 }, ""},

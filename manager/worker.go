@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -77,6 +78,7 @@ type worker struct {
 	due       string    // why it is; it stays so
 	next      *worker   // takes its place as soon as it is ready; nil, or it has failed: nobody does
 
+	proved  chan struct{}  // closed when it has answered its first exchange
 	leaving chan struct{}  // closed when it takes no further exchange
 	drained chan struct{}  // closed when, after that, no slot is taken any more
 	gone    chan struct{}  // closed when nothing of it is left
@@ -136,6 +138,44 @@ func (w *worker) standLocked() {
 
 // servesLocked reports whether it is in service. pool.mu is held.
 func (w *worker) servesLocked() bool { return w.state == idle || w.state == busy }
+
+// proveLocked reports whether it has done well: it has served somebody, or lived for goodLife.
+func (w *worker) proveLocked() bool {
+	return w.served > 0 || !w.readyAt.IsZero() && time.Since(w.readyAt) >= goodLife
+}
+
+// planEnd says when w, which is ready, is due for replacement. Jitter keeps workers that
+// started together from ending together. pool.mu is held.
+func (w *worker) planEnd() {
+	cfg := w.gen.cfg
+	if cfg.MaxRequests > 0 {
+		w.maxServed = uint64(cfg.MaxRequests) + rand.N(uint64(cfg.MaxRequestsJitter)+1)
+	}
+	if cfg.MaxAge > 0 {
+		w.dieAt = w.readyAt.Add(cfg.MaxAge + rand.N(cfg.MaxAgeJitter+1))
+	}
+}
+
+// until is when w is due for replacement, or was, and zero if it never is. pool.mu is held.
+func (w *worker) until() time.Time {
+	if w.due != "" || w.maxServed > 0 && w.served >= w.maxServed {
+		return w.readyAt
+	}
+	return w.dieAt
+}
+
+// overdue says why w is due for replacement by now, or "". pool.mu is held.
+func (w *worker) overdue(now time.Time) string {
+	switch {
+	case w.due != "":
+		return w.due
+	case w.maxServed > 0 && w.served >= w.maxServed:
+		return "max_requests"
+	case !w.dieAt.IsZero() && !now.Before(w.dieAt):
+		return "max_age"
+	}
+	return ""
+}
 
 // kill ends the process, if there is one, at once.
 func (w *worker) kill() {
@@ -340,7 +380,7 @@ func (w *worker) watch() {
 func (g *generation) newWorkerLocked() *worker {
 	w := &worker{
 		gen: g, log: g.pool.log,
-		leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
+		proved: make(chan struct{}), leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
 	}
 	g.pool.enrolLocked(w)
 	return w
@@ -372,7 +412,9 @@ func (w *worker) launchInTurn(ctx context.Context) error {
 	p := w.gen.pool
 	select {
 	case p.mgr.starts <- struct{}{}:
-		defer func() { <-p.mgr.starts }()
+		over := sync.OnceFunc(func() { <-p.mgr.starts })
+		defer over()
+		defer time.AfterFunc(startTurn, over).Stop()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -386,4 +428,7 @@ const (
 	// goodLife is how long a worker must have been ready for its death not to
 	// count as a failed start, if it has served nothing.
 	goodLife = time.Second
+	// startTurn is how long a worker that loads may keep others from their start: one that
+	// takes longer waits for something, and is not to hold up another pool.
+	startTurn = 5 * time.Second
 )

@@ -151,6 +151,7 @@ def attempts(o):
         "its env_file": lambda: read(o["env_file"]),
         "fpmd's environment": lambda: read("/proc/%d/environ" % fpmd),
         "fpmd, signalled": lambda: os.kill(fpmd, 0),
+        "fpmd's control socket": lambda: connect(o["control"]),
         "fpmd's lock": lambda: read(o["lock"]),
     }
 def intrude(path):
@@ -199,7 +200,8 @@ func TestPoolsAreApart(t *testing.T) {
 	target, err := json.Marshal(map[string]any{
 		"worker": worker, "fpmd": d.cmd.Process.Pid,
 		"socket": filepath.Join(dir, "b.sock"), "workers": filepath.Join(dir, "run", "workers"), "lock": filepath.Join(dir, "run", "lock"),
-		"log": filepath.Join(dir, "b.log"), "env_file": filepath.Join(dir, "b.env"),
+		"control": d.control(),
+		"log":     filepath.Join(dir, "b.log"), "env_file": filepath.Join(dir, "b.env"),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +210,7 @@ func TestPoolsAreApart(t *testing.T) {
 
 	told := func(text string) (attempts map[string]string) {
 		t.Helper()
-		if err := json.Unmarshal([]byte(text), &attempts); err != nil || len(attempts) < 13 {
+		if err := json.Unmarshal([]byte(text), &attempts); err != nil || len(attempts) < 14 {
 			t.Fatalf("%q: %v", text, err)
 		}
 		return attempts
