@@ -58,6 +58,7 @@ type Manager struct {
 	starts  chan struct{} // has room for as many workers as start at once
 	ids     atomic.Int64  // of workers
 
+	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
 	stopped    bool              // guarded by reload, and so is
 	complaints map[string]string // the last error about a path that can't be made again

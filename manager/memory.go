@@ -2,9 +2,12 @@ package manager
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // weigh looks at the memory of workers that have a limit. One beyond max_memory is due for
@@ -25,10 +28,19 @@ func (p *pool) weigh() {
 		if proc == nil {
 			continue
 		}
-		has := memoryOf(proc.pid, limit)
+		has, err := memoryOf(procDir(proc.pid), limit)
+		switch {
+		case proc.isReaped(): // it may have been a stranger's, that was given the number
+			continue
+		case err != nil:
+			next := "count what a worker has to itself, and nothing that it shares; CAP_SYS_PTRACE would do for the whole"
+			if has == 0 {
+				next = "no worker is held to max_memory; it takes a /proc in which fpmd sees its workers"
+			}
+			p.mgr.rough.Do(func() { p.mgr.log.Warn("memory can't be measured exactly", "cause", err, "next", next) })
+		}
 		switch {
 		case has <= limit:
-		case proc.isReaped(): // it may have been a stranger's, that was given the number
 		case cfg.MaxMemoryHard > 0 && has > cfg.MaxMemoryHard:
 			cause := fmt.Sprintf("max_memory_hard = %s: it has %s", formatSize(cfg.MaxMemoryHard), formatSize(has>>20<<20))
 			w.log.Warn("worker takes too much memory", "cause", cause, "next", "kill it")
@@ -45,38 +57,45 @@ func (p *pool) weigh() {
 	}
 }
 
-// memoryOf is how much memory a process has, in bytes: its share of what it has in common
-// with others, and all of the rest. Up to enough, what the kernel has at hand
-// will do, which counts all that is shared: the exact sum takes it milliseconds. 0: it is gone.
-func memoryOf(pid int, enough int64) int64 {
-	if resident := residentOf(pid); resident <= enough {
-		return resident
+// memoryOf is how much memory the process has whose folder in /proc is dir, in bytes: its
+// share of what it has in common with others, and all of the rest. Up to enough, what the
+// kernel has at hand will do, which counts all that is shared: the exact sum takes it
+// milliseconds. Where that is denied, it is what the process has to itself, and why. 0: it is gone.
+func memoryOf(dir string, enough int64) (int64, error) {
+	resident, shared, err := residentOf(dir)
+	if err != nil || resident <= enough {
+		return resident, err
 	}
-	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0
+	rollup, err := os.ReadFile(dir + "/smaps_rollup")
+	if errors.Is(err, unix.ESRCH) { // a zombie
+		return 0, nil
 	}
 	for line := range bytes.Lines(rollup) {
 		if rest, ok := bytes.CutPrefix(line, []byte("Pss:")); ok {
 			if fields := bytes.Fields(rest); len(fields) > 0 {
 				kib, _ := strconv.ParseInt(string(fields[0]), 10, 64) // the kernel writes numbers
-				return kib << 10
+				return kib << 10, nil
 			}
 		}
 	}
-	return 0
+	if err == nil {
+		err = fmt.Errorf("%s/smaps_rollup has no Pss", dir)
+	}
+	return resident - shared, err
 }
 
-// residentOf is what a process has in memory, in bytes, with all that it shares with others. 0: it is gone.
-func residentOf(pid int) int64 {
-	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+// residentOf is what a process has in memory, in bytes, and how much of that others may have, too.
+func residentOf(dir string) (resident, shared int64, err error) {
+	statm, err := os.ReadFile(dir + "/statm")
 	if err != nil {
-		return 0
+		return 0, 0, err
 	}
-	fields := bytes.Fields(statm)
-	if len(fields) < 2 {
-		return 0
+	if _, err := fmt.Sscan(string(statm), new(int64), &resident, &shared); err != nil {
+		return 0, 0, fmt.Errorf("%s/statm: %w", dir, err)
 	}
-	pages, _ := strconv.ParseInt(string(fields[1]), 10, 64) // the kernel writes numbers
-	return pages * int64(os.Getpagesize())
+	page := int64(os.Getpagesize())
+	return resident * page, shared * page, nil
 }
+
+// procDir is where the kernel tells of a process.
+func procDir(pid int) string { return fmt.Sprintf("/proc/%d", pid) }

@@ -113,7 +113,7 @@ func (p *pool) status() PoolStatus {
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return cmp.Compare(a.ID, b.ID) })
 	for i := range s.Workers {
 		if w := &s.Workers[i]; w.PID > 0 {
-			w.Memory = residentOf(w.PID)
+			w.Memory, _, _ = residentOf(procDir(w.PID)) // 0: it is gone
 		}
 	}
 	return s
