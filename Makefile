@@ -27,6 +27,7 @@ test-deps:
 test: test-deps
 	@unformatted=$$($(GOFMT) -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; } >&2
 	$(GO) vet ./...
+	GOARCH=386 $(GO) vet ./... # a number that an int of 32 bits can't hold
 	$(GO) test -race -count=1 -timeout 15m ./...
 	$(GO) test -count=1 -timeout 5m ./fcgi ./protocol # what the race detector spoils: allocations and memory
 	@GO=$(GO) bash test/fuzz.sh 2s fresh

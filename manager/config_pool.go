@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -33,8 +34,10 @@ const (
 	maxNofile         = 1 << 30
 	maxNproc          = 1 << 22 // the kernel has no more numbers
 	maxCore           = 1 << 60
-	maxMaxRequests    = 1 << 31
+	maxMaxRequests    = 1<<30 - 1 // with a jitter as large, an int32
+	minMaxMemory      = 1 << 20   // less than any program has
 	maxMaxMemory      = 1 << 50
+	minMaxAge         = time.Second
 )
 
 var (
@@ -235,10 +238,14 @@ var poolSettings = []setting[draft]{
 	{"idle_timeout", func(v value, d *draft) { v.duration(&d.IdleTimeout, false) }},
 	{"max_requests", func(v value, d *draft) { v.integer(&d.MaxRequests, 0, maxMaxRequests) }},
 	{"max_requests_jitter", func(v value, d *draft) { v.integer(&d.MaxRequestsJitter, 0, maxMaxRequests) }},
-	{"max_age", func(v value, d *draft) { v.duration(&d.MaxAge, true) }},
+	{"max_age", func(v value, d *draft) {
+		if v.duration(&d.MaxAge, true); d.MaxAge > 0 && d.MaxAge < minMaxAge {
+			v.refuse("each worker would be replaced as soon as it is ready: want at least %s, or \"0s\" for no limit", minMaxAge)
+		}
+	}},
 	{"max_age_jitter", func(v value, d *draft) { v.duration(&d.MaxAgeJitter, true) }},
-	{"max_memory", func(v value, d *draft) { v.size(&d.MaxMemory, 0, maxMaxMemory) }},
-	{"max_memory_hard", func(v value, d *draft) { v.size(&d.MaxMemoryHard, 0, maxMaxMemory) }},
+	{"max_memory", func(v value, d *draft) { d.setMemory(v, &d.MaxMemory) }},
+	{"max_memory_hard", func(v value, d *draft) { d.setMemory(v, &d.MaxMemoryHard) }},
 	{"threads", func(v value, d *draft) { v.integer(&d.Threads, 0, protocol.MaxSlots) }},
 	{"script_name", func(v value, d *draft) {
 		var s string
@@ -264,6 +271,24 @@ var poolSettings = []setting[draft]{
 	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},
 	{"access_log", func(v value, d *draft) { v.log(&d.AccessLog, "", "-") }},
 	{"max_environ", func(v value, d *draft) { v.size(&d.MaxEnviron, minMaxEnviron, protocol.MaxEnviron) }},
+}
+
+// setMemory reads how much memory a worker may have. Others count it in MiB, and whoever has
+// that in mind means a number that no worker is below.
+func (d *draft) setMemory(v value, to *int64) {
+	if v.size(to, 0, maxMaxMemory); *to == 0 || *to >= minMaxMemory {
+		return
+	}
+	*to = 0
+	if n, ok := v.raw.(int64); ok {
+		unit := "MiB"
+		if n >= 1<<16 {
+			unit = "KiB"
+		}
+		v.refuse("bytes, and every worker has more: did you mean \"%d%s\"?", n, unit)
+		return
+	}
+	v.refuse("every worker has more: want at least %s, or 0 for no limit", formatSize(minMaxMemory))
 }
 
 // place is where the pool is defined.
@@ -527,6 +552,13 @@ func (d *draft) checkSize() {
 		if v, ok := d.given["start_workers"]; ok && d.StartWorkers > d.Workers {
 			v.refuse("more than workers = %d: want at most as many", d.Workers)
 		}
+		places := d.Workers * protocol.MaxSlots // where the program decides
+		if d.WSGI != "" || d.Threads > 0 {
+			places = d.Workers * max(d.Threads, 1)
+		}
+		if v, ok := d.given["min_spare_workers"]; ok && d.MinSpareWorkers > places {
+			v.refuse("all of workers = %d take %d requests at once, so that no more places are ever free: want at most %d", d.Workers, places, places)
+		}
 		if d.MinSpareWorkers > d.MaxSpareWorkers {
 			v, ok := d.given["max_spare_workers"]
 			if !ok {
@@ -544,13 +576,13 @@ func (d *draft) checkSize() {
 			v.refuse("no request would wait, and so have a worker started, as min_spare_workers is 0: want at least 1 of one of the two")
 		}
 	}
-	for _, name := range []string{"max_requests", "max_age"} {
-		if v, ok := d.given[name+"_jitter"]; ok && !d.has(name) {
+	for name, none := range map[string]bool{"max_requests": d.MaxRequests == 0, "max_age": d.MaxAge == 0} {
+		if v, ok := d.given[name+"_jitter"]; ok && none && !d.given[name].refused() {
 			v.refuse("there is no %s that it could be added to: leave it out, or want %s", name, name)
 		}
 	}
-	if v, ok := d.given["max_memory_hard"]; ok && d.MaxMemoryHard > 0 && d.MaxMemoryHard < d.MaxMemory {
-		v.refuse("less than max_memory, which would never be met: want more than that, or max_memory alone")
+	if v, ok := d.given["max_memory_hard"]; ok && d.MaxMemoryHard > 0 && d.MaxMemoryHard <= d.MaxMemory {
+		v.refuse("not more than max_memory, which would never be met: want more than that, or max_memory alone")
 	}
 }
 

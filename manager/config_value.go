@@ -44,6 +44,13 @@ func (v value) refuseAs(found, want string, args ...any) {
 	v.l.refuse(v.doc, v.doc.line(v.key), key, found, want, args...)
 }
 
+// refused reports whether the value has been refused, so that what follows from it need not be said.
+func (v value) refused() bool {
+	return v.l != nil && slices.ContainsFunc(v.l.errs, func(e ConfigError) bool {
+		return e.File == v.doc.path && e.Key == v.key.String()
+	})
+}
+
 // show is the value as it was found: with its variables unexpanded, which may
 // hold what no log should.
 func (v value) show() string {
