@@ -178,6 +178,39 @@ func TestLogGoesOnWithAWholeLine(t *testing.T) {
 	}
 }
 
+// A line that was cut is not ended in a file that is new: that begins with a whole line. One that
+// is opened again as it was goes on as before.
+func TestReopenAfterACutLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f := &lineFile{name: path}
+	if err := os.WriteFile(path, []byte("cu"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened := func(want string) {
+		t.Helper()
+		old, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.w, f.c, f.torn = old, old, true
+		if err := f.reopen(); err != nil {
+			t.Fatal(err)
+		}
+		defer f.close()
+		if _, err := f.Write([]byte("whole\n")); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != want {
+			t.Errorf("%q, %v; want %q", b, err, want)
+		}
+	}
+	opened("cu\nwhole\n")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	opened("whole\n")
+}
+
 // A smallDisk has room for so many bytes.
 type smallDisk struct {
 	strings.Builder

@@ -202,6 +202,9 @@ func (f *lineFile) reopen() error {
 	if len(f.kept) > 0 {
 		_ = f.flushLocked() // has been complained of
 	}
+	if fi, err := next.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
+		f.torn = false // what is cut is in the old one
+	}
 	old := f.c
 	f.w, f.c = next, next
 	return old.Close()

@@ -32,14 +32,31 @@ func (d *process) waitWorkerCount(n int) {
 	d.wait(fmt.Sprintf("%d workers", n), func() bool { return len(workersOf(d)) == n })
 }
 
+// statusOf is what /PATH was answered with: its status, and the body or, unless that is 200, all of it.
+func statusOf(d *process, path string) (int, string, error) {
+	answer, err := askPath(d.sock(), path)
+	if err != nil {
+		return 0, answer, err
+	}
+	head, body, _ := strings.Cut(answer, "\r\n\r\n")
+	var status int
+	if _, err := fmt.Sscanf(head, "Status: %d", &status); err != nil {
+		return 0, "", fmt.Errorf("an answer without a status: %.200q", answer)
+	}
+	if status != 200 {
+		body = answer
+	}
+	return status, body, nil
+}
+
 // asks sends n requests at once, and fails the test unless all are answered.
 func asks(t *testing.T, d *process, path string, n int) {
 	t.Helper()
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
-			if answer, err := askPath(d.sock(), path); err != nil || !strings.HasPrefix(answer, "Status: 200") {
-				t.Errorf("%s got %.200q, %v", path, answer, err)
+			if status, body, err := statusOf(d, path); err != nil || status != 200 {
+				t.Errorf("%s got %d %.200q, %v", path, status, body, err)
 			}
 		})
 	}
@@ -64,6 +81,9 @@ func TestScaleBySignals(t *testing.T) {
 	asks(t, d, "/", 20)
 	d.signal(syscall.SIGUSR2) // the same as HUP
 	d.waitLog("msg=reloaded")
+	if size := d.status().Pools[0].Size; size != 1 {
+		t.Errorf("a reload that changes nothing has scaled the pool to %d", size)
+	}
 	d.waitWorkerCount(1)
 	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "workers = 2", "workers = 3", 1))
 	d.signal(syscall.SIGHUP)
@@ -71,7 +91,7 @@ func TestScaleBySignals(t *testing.T) {
 	d.waitWorkerCount(3)
 }
 
-// USR1 has every log go on under its name, and no line is lost by it.
+// USR1 has every log go on under its name, no line is lost by it, and no file left open.
 func TestReopenLogs(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), sizeApp)
@@ -83,6 +103,7 @@ func TestReopenLogs(t *testing.T) {
 		return strings.Count(string(b), text)
 	}
 	d.wait("workers", func() bool { return lines(main, "every pool is ready") == 1 })
+	files := openFiles(t, d.cmd.Process.Pid)
 	const times, each = 5, 40
 	for n := range times {
 		asks(t, d, "/", each)
@@ -103,6 +124,7 @@ func TestReopenLogs(t *testing.T) {
 		}
 		return sum == 2*times*each+1
 	})
+	d.wait("the old files closed", func() bool { return openFiles(t, d.cmd.Process.Pid) <= files })
 }
 
 // A dynamic pool keeps some workers free, grows under load up to what it may, and shrinks
@@ -119,12 +141,11 @@ max_spare_workers = 3
 idle_timeout = "500ms"`))
 	d.waitWorkerCount(2)
 	l := startLoad(t, 12, func(context.Context) (int, string, error) {
-		answer, err := askPath(d.sock(), "/slow")
-		return 200, answer, err
+		return statusOf(d, "/slow")
 	})
 	d.waitWorkerCount(6)
-	if _, failed := l.stop(); len(failed) > 0 {
-		t.Errorf("%d requests failed: %.200v", len(failed), failed)
+	if served, failed := l.stop(); len(failed) > 0 || len(served) < 6 {
+		t.Errorf("%d requests failed: %.200v; %d workers answered", len(failed), failed, len(served))
 	}
 	d.wait("it shrinks", func() bool { return len(workersOf(d)) <= 3 })
 	asks(t, d, "/", 20)
@@ -190,9 +211,8 @@ func TestRecycling(t *testing.T) {
 				pause = time.Second
 			}
 			l := startLoad(t, 4, func(ctx context.Context) (int, string, error) {
-				answer, err := askPath(d.sock(), tt.path)
 				time.Sleep(pause)
-				return 200, answer, err
+				return statusOf(d, tt.path)
 			})
 			d.wait("four workers are replaced", func() bool {
 				n := strings.Count(d.log.String(), "msg=\"worker gone\"")
@@ -202,8 +222,8 @@ func TestRecycling(t *testing.T) {
 				}
 				return n >= 4
 			})
-			if _, failed := l.stop(); len(failed) > 0 {
-				t.Errorf("%d requests failed: %.300v", len(failed), failed)
+			if served, failed := l.stop(); len(failed) > 0 || len(served) < 4 {
+				t.Errorf("%d requests failed: %.300v; %d workers answered", len(failed), failed, len(served))
 			}
 			for line := range strings.Lines(d.log.String()) {
 				if strings.Contains(line, "msg=\"worker gone\"") && !strings.Contains(line, tt.cause) {
