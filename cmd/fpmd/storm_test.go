@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -101,4 +103,117 @@ def application(environ, start_response):
 		t.Error("nobody was killed")
 	}
 	d.wait("all files closed but nginx's kept connections", func() bool { return openFiles(t, pid) <= files+clients })
+}
+
+// In a storm of reloads, good ones, ones of code that does not come up and ones of a broken
+// configuration, with kept connections and requests with and without a body, not one request
+// fails; each good one's code answers, and each bad one is told to whoever has asked for it.
+func TestStormOfReloads(t *testing.T) {
+	dir := appDir(t)
+	app := filepath.Join(dir, "app.py")
+	const code = `
+import time
+def application(environ, start_response):
+    body = environ["wsgi.input"].read()
+    time.sleep(0.002)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%s" + body[:0]]
+`
+	write(t, app, fmt.Sprintf(code, "v0"))
+	config := wsgiPool(dir, "workers = 2")
+	d := serve(t, dir, config)
+	url := d.nginx("")
+	var n atomic.Int64
+	l := startLoad(t, 8, func(ctx context.Context) (int, string, error) {
+		method, body := "GET", io.Reader(nil)
+		if n.Add(1)%3 == 0 {
+			method, body = "POST", strings.NewReader(strings.Repeat("x", 100_000))
+		}
+		resp, got, err := fetch(ctx, method, url+"/", body)
+		if err != nil {
+			return 0, "", err
+		}
+		return resp.StatusCode, got, nil
+	})
+	d.wait("answers of v0", func() bool { return l.total("v0") > 10 })
+	good, broken := 0, 0
+	for end := time.Now().Add(stormLength(t)); time.Now().Before(end) || broken < 2; {
+		switch i := good + broken; i % 6 {
+		case 2:
+			write(t, app, "import no_such_module_anywhere\n")
+			if said, code := d.told("reload"); code != exitFailure || !strings.Contains(said, "no_such_module_anywhere") {
+				t.Errorf("a reload of code that does not import: exit code %d, %s", code, said)
+			}
+			broken++
+		case 5:
+			write(t, filepath.Join(dir, "fpmd.toml"), config+"wrokers = 3\n")
+			if said, code := d.toldAt("reload"); code != exitFailure || !strings.Contains(said, "wrokers") {
+				t.Errorf("a reload of a broken configuration: exit code %d, %s", code, said)
+			}
+			write(t, filepath.Join(dir, "fpmd.toml"), config)
+			broken++
+		default:
+			good++
+			v := fmt.Sprintf("v%d", good)
+			write(t, app, fmt.Sprintf(code, v))
+			if said, code := d.told("reload"); code != 0 {
+				t.Errorf("a good reload: exit code %d, %s", code, said)
+			}
+			d.wait("answers of "+v, func() bool { return l.total(v) > 10 })
+		}
+	}
+	_, failed := l.stop()
+	t.Logf("%d good reloads and %d broken ones, %d answers", good, broken, l.total(""))
+	if len(failed) > 0 {
+		t.Error(summary(failed))
+	}
+}
+
+// While pools grow and shrink, by scaling, on demand, and by recycling after fifty requests, not one
+// request fails.
+func TestStormOfSizes(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), fmt.Sprintf(versionApp, "v"))
+	second := strings.SplitAfter(wsgiPool(dir, "pm = \"ondemand\"\nworkers = 4\nidle_timeout = \"1s\""), "\n\n")[1]
+	d := launch(t, dir, wsgiPool(dir, "workers = 2\nmax_requests = 50")+strings.NewReplacer("pool.app", "pool.two", "app.sock", "two.sock").Replace(second))
+	d.waitLog("every pool is ready")
+	url := d.nginx("")
+	app := startLoad(t, 6, func(ctx context.Context) (int, string, error) {
+		resp, got, err := fetch(ctx, "GET", url+"/", nil)
+		if err != nil {
+			return 0, "", err
+		}
+		return resp.StatusCode, got, nil
+	})
+	two := startLoad(t, 4, func(ctx context.Context) (int, string, error) {
+		answer, err := askOnce(filepath.Join(dir, "two.sock"))
+		if err == nil && !strings.HasPrefix(answer, "Status: 200") {
+			return 500, answer, nil
+		}
+		if rand.N(20) == 0 { // long enough for its worker to leave
+			select {
+			case <-time.After(2500 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+		return 200, "v", err
+	})
+	scaled := 0
+	for end := time.Now().Add(stormLength(t)); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+		if said, code := d.told("scale", "app", fmt.Sprint(1+rand.N(5))); code != 0 {
+			t.Fatalf("scale: exit code %d, %s", code, said)
+		}
+		scaled++
+	}
+	_, failed := app.stop()
+	_, failedTwo := two.stop()
+	log := d.log.String()
+	recycled, idled := strings.Count(log, "cause=max_requests"), strings.Count(log, "cause=idle_timeout")
+	t.Logf("scaled %d times, %d workers recycled, %d idle ones left, %d and %d answers", scaled, recycled, idled, app.total(""), two.total(""))
+	if failed = append(failed, failedTwo...); len(failed) > 0 {
+		t.Error(summary(failed))
+	}
+	if recycled == 0 || idled == 0 || !strings.Contains(log, "cause=\"scaled down\"") {
+		t.Error("some have not happened at all")
+	}
 }
