@@ -304,6 +304,109 @@ func TestDecisionsAreWhole(t *testing.T) {
 	}
 }
 
+// docs/operations.md has every message that fpmd writes to its log, with its levels.
+func TestOperationsMessages(t *testing.T) {
+	levels := map[string]map[string]bool{}
+	for _, dir := range []string{"cmd/fpmd", "manager", "fcgi", "protocol"} {
+		for _, f := range parse(t, dir) {
+			ast.Inspect(f, func(n ast.Node) bool {
+				level, message := logged(n)
+				if message == nil {
+					return true
+				}
+				texts := messages(t, message)
+				if texts == nil {
+					t.Errorf("%s: a message of level %s is not in plain words", dir, level)
+				}
+				for _, text := range texts {
+					if levels[text] == nil {
+						levels[text] = map[string]bool{}
+					}
+					levels[text][level] = true
+				}
+				return true
+			})
+		}
+	}
+	want := map[string]string{"request": "INFO"} // an access log's, which is no logger's call
+	for text, at := range levels {
+		want[text] = strings.Join(slices.Sorted(maps.Keys(at)), ", ")
+	}
+	got := map[string]string{}
+	for _, row := range table(t, "docs/operations.md", "message") {
+		got[bare(row[0])] = row[1]
+	}
+	equal(t, "docs/operations.md", got, want)
+}
+
+// What docs/migrating.md says to write is a key that there is: each word with an underscore, that the
+// column of fpmd has, but for nginx's.
+func TestMigratingKeys(t *testing.T) {
+	keys := map[string]bool{"run_ms": true} // of the access log
+	for _, name := range []string{"supervisorSettings", "poolSettings"} {
+		for _, e := range value(t, "manager", name).(*ast.CompositeLit).Elts {
+			keys[unquote(t, e.(*ast.CompositeLit).Elts[0])] = true
+		}
+	}
+	quoted := regexp.MustCompile("`([a-z]+_[a-z_]+)\\b[^`]*`")
+	for _, from := range []string{"php-fpm", "uWSGI", "gunicorn"} {
+		told := 0
+		for _, row := range table(t, "docs/migrating.md", from) {
+			for _, m := range quoted.FindAllStringSubmatch(row[1], -1) {
+				if told++; !keys[m[1]] && !strings.HasPrefix(m[1], "fastcgi_") {
+					t.Errorf("%s becomes %s, which there is not", row[0], m[1])
+				}
+			}
+		}
+		if told < 8 {
+			t.Errorf("%s: only %d keys", from, told)
+		}
+	}
+}
+
+// logged gives level and message of a call of a logger, such as p.log.Info("message").
+func logged(n ast.Node) (level string, message ast.Expr) {
+	call, ok := n.(*ast.CallExpr)
+	if !ok || len(call.Args) == 0 {
+		return "", nil
+	}
+	method, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || !slices.Contains([]string{"Info", "Warn", "Error"}, method.Sel.Name) {
+		return "", nil
+	}
+	on := method.X
+	if c, ok := on.(*ast.CallExpr); ok {
+		on = c.Fun
+	}
+	name := ""
+	switch x := on.(type) {
+	case *ast.Ident:
+		name = x.Name
+	case *ast.SelectorExpr:
+		name = x.Sel.Name
+	}
+	if !slices.Contains([]string{"log", "logger", "With"}, name) {
+		return "", nil
+	}
+	return strings.ToUpper(method.Sel.Name), call.Args[0]
+}
+
+// messages are the texts that a message may be: those of reload and restart begin with what it is.
+func messages(t *testing.T, e ast.Expr) []string {
+	t.Helper()
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		return []string{unquote(t, e)}
+	case *ast.BinaryExpr:
+		what, ok := e.X.(*ast.Ident)
+		end, literal := e.Y.(*ast.BasicLit)
+		if ok && literal && what.Name == "what" {
+			return []string{"reload" + unquote(t, end), "restart" + unquote(t, end)}
+		}
+	}
+	return nil
+}
+
 // equal compares what a document says with what is.
 func equal(t *testing.T, document string, got, want map[string]string) {
 	t.Helper()
