@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -353,6 +354,31 @@ func (m *Manager) Stop(ctx context.Context) {
 }
 
 func (m *Manager) nextWorker() int { return int(m.ids.Add(1)) }
+
+// settled is cfg with directory, and what is named below it, where the links in directory lead
+// now: a worker that is started later, or imports late, gets the release that its generation began
+// with, and not one that the link has been turned to meanwhile. What can't be followed stays as it is:
+// the worker will tell.
+func (cfg *PoolConfig) settled() *PoolConfig {
+	dir, err := filepath.EvalSymlinks(cfg.Directory)
+	if err != nil || dir == cfg.Directory {
+		return cfg
+	}
+	settle := func(path string) string {
+		if rest, below := strings.CutPrefix(path, cfg.Directory+"/"); below {
+			return filepath.Join(dir, rest)
+		}
+		return path
+	}
+	to := *cfg
+	to.Directory, to.Python = dir, settle(cfg.Python)
+	to.PythonPath = texts(cfg.PythonPath, settle)
+	if len(cfg.Command) > 0 {
+		to.Command = slices.Clone(cfg.Command)
+		to.Command[0] = settle(cfg.Command[0])
+	}
+	return &to
+}
 
 // launch is the recipe for worker id of this pool.
 func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {

@@ -140,7 +140,7 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gens++
-	g := &generation{pool: p, cfg: cfg, n: p.gens, wake: make(chan struct{}, 1), fresh: true, slots: max(1, cfg.Threads)}
+	g := &generation{pool: p, cfg: cfg, from: cfg.settled(), n: p.gens, wake: make(chan struct{}, 1), fresh: true, slots: max(1, cfg.Threads)}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	return g
 }

@@ -13,6 +13,7 @@ import (
 type generation struct {
 	pool *pool
 	cfg  *PoolConfig
+	from *PoolConfig // cfg, with directory where its links led when the generation began
 	n    int
 
 	ctx    context.Context // ends when no worker of it is to be started any more

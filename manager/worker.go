@@ -202,7 +202,7 @@ func (w *worker) drainedLocked() {
 func (w *worker) start(ctx context.Context) error {
 	p, cfg := w.gen.pool, w.gen.cfg
 	began := time.Now()
-	l, err := p.launch(w.id, cfg)
+	l, err := p.launch(w.id, w.gen.from)
 	if err != nil {
 		return err
 	}

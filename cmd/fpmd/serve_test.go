@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -255,6 +256,62 @@ func TestLogLevel(t *testing.T) {
 	if strings.Contains(d.log.String(), "worker ready") {
 		t.Error("fpmd's own lines of INFO are there")
 	}
+}
+
+// A directory that is a link is followed when a generation begins: whoever starts later, or imports
+// late, has the release of its generation, and a reload that fails leaves that whole.
+func TestDeployByLink(t *testing.T) {
+	dir := appDir(t)
+	deploy := func(version, code string) {
+		t.Helper()
+		release := filepath.Join(dir, version)
+		if err := os.Mkdir(release, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(release, "app.py"), code)
+		write(t, filepath.Join(release, "late.py"), fmt.Sprintf("VERSION = %q\n", version))
+		next := filepath.Join(dir, "next")
+		if err := errors.Join(os.Symlink(version, next), os.Rename(next, filepath.Join(dir, "current"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const late = `
+def application(environ, start_response):
+    import late
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [late.VERSION.encode()]
+`
+	deploy("v1", late)
+	d := serve(t, dir, strings.Replace(wsgiPool(dir, "workers = 1"), fmt.Sprintf("directory = %q", dir), fmt.Sprintf("directory = %q", filepath.Join(dir, "current")), 1))
+	want := func(version string) {
+		t.Helper()
+		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, version) {
+			t.Errorf("got %q, %v, want the answer of %s", answer, err, version)
+		}
+	}
+	killed := 0
+	kill := func() {
+		t.Helper()
+		killed++
+		ready := strings.Count(d.log.String(), "worker ready")
+		syscall.Kill(workersOf(d)[0], syscall.SIGKILL)
+		d.waitLogTimes("worker ready", ready+1)
+		d.waitLogTimes("level=ERROR msg=\"worker gone\"", killed)
+	}
+	deploy("v2", late)
+	want("v1") // imported only now
+	kill()
+	want("v1")
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, said)
+	}
+	want("v2")
+	deploy("v3", "import no_such_module_anywhere\n")
+	if _, code := d.told("reload"); code == 0 {
+		t.Error("the reload of broken code succeeds")
+	}
+	kill()
+	want("v2")
 }
 
 // TERM under load: every request that was accepted is answered; fpmd ends
