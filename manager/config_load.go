@@ -37,6 +37,24 @@ func Load(path string, opts LoadOptions) (*Config, error) {
 	return load(path, m)
 }
 
+// RuntimeDir is the runtime_dir that the configuration at path has, whatever else is wrong with
+// it: for who asks a running fpmd. Included files have no say in it.
+func RuntimeDir(path string) (string, error) {
+	if cfg, err := Load(path, LoadOptions{Asking: true}); err == nil {
+		return cfg.Supervisor.RuntimeDir, nil
+	}
+	m := thisMachine()
+	var c struct {
+		Supervisor struct {
+			RuntimeDir string `toml:"runtime_dir"`
+		} `toml:"supervisor"`
+	}
+	if _, err := toml.DecodeFile(path, &c); err != nil {
+		return "", err
+	}
+	return cmp.Or(c.Supervisor.RuntimeDir, m.runtimeDir()), nil
+}
+
 // ConfigErrors is all that is wrong with a configuration, file by file in the
 // order they were read, each from top to bottom.
 type ConfigErrors []ConfigError

@@ -55,6 +55,9 @@ func (v value) refused() bool {
 // hold what no log should.
 func (v value) show() string {
 	const enough = 80
+	if len(v.key) > 2 && v.key[0] == "pool" && v.key[2] == "env" {
+		return masked
+	}
 	s := []rune(literal(v.raw))
 	if len(s) > enough {
 		return string(s[:enough]) + "…"

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -147,8 +146,9 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 
 // roll replaces the serving generation by a new one of cfg: a first worker, to see
 // whether it comes up at all, then the others side by side, as many as there are to be by then; only
-// when all are ready do they take over, and the old ones finish what they have. When one does not come
-// up, or none is left, the new generation is given up, and the old one goes on serving, if it does.
+// when all are ready, and the first has lived for goodLife, do they take over, and the old ones finish
+// what they have. When one does not come up, or does not live, the new generation is given up, and the
+// old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	g := p.newGeneration(cfg)
 	var ws []*worker
@@ -157,6 +157,14 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 		var more []*worker
 		more, err = g.startWorkers(ctx, n-len(ws))
 		ws = append(ws, more...)
+	}
+	if err == nil {
+		select {
+		case <-time.After(time.Until(ws[0].readyAt.Add(goodLife))): // set once it is ready, and not after
+		case <-ws[0].leaving:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
 	}
 	if err == nil {
 		err = p.switchTo(g, ws)
@@ -182,12 +190,14 @@ func (g *generation) startWorkers(ctx context.Context, n int) ([]*worker, error)
 	return ws, starts.Wait()
 }
 
-// switchTo has g serve, with ws, unless none of them is left.
+// switchTo has g serve, with ws, unless one of them has ended.
 func (p *pool) switchTo(g *generation, ws []*worker) error {
 	p.mu.Lock()
-	if !slices.ContainsFunc(ws, (*worker).servesLocked) {
-		p.mu.Unlock()
-		return fmt.Errorf("all have ended just after they had come up, the last %s", ws[len(ws)-1].cause)
+	for _, w := range ws {
+		if !w.servesLocked() {
+			p.mu.Unlock()
+			return fmt.Errorf("worker %d came up, and ended before it could serve: %s", w.id, w.cause)
+		}
 	}
 	old := p.gen
 	if old.cfg.Workers != g.cfg.Workers {

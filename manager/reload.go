@@ -1,10 +1,12 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -52,15 +54,14 @@ type Reloading struct {
 	Changed bool     // only those of which a key has changed
 }
 
-// Plan says what Reload would do now.
-func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
-	m.reload.Lock()
-	defer m.reload.Unlock()
-	return m.plan(cfg, r)
+// Known refuses names that no pool has.
+func (m *Manager) Known(pools []string) error {
+	_, err := m.named(pools)
+	return err
 }
 
-// plan is Plan. m.reload is held.
-func (m *Manager) plan(cfg *Config, r Reloading) (Plan, error) {
+// Plan says what Reload would do now. It does not wait for one that is under way.
+func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 	plan := Plan{
 		Refused: m.supervisorChanges(cfg, fixedOfSupervisor),
 		Later:   m.supervisorChanges(cfg, laterOfSupervisor),
@@ -104,37 +105,54 @@ func changesOf(old, next *PoolConfig) []Change {
 	m := thisMachine()
 	for _, s := range poolSettings {
 		shown := mustShow(poolShown, s.name)
-		o, n := fmt.Sprint(shown(&m, old)), fmt.Sprint(shown(&m, next))
-		if s.name == "env" { // its values are not shown
-			o, n = envChange(old.Env, next.Env), envChange(next.Env, old.Env)
+		o, n := shown(&m, old), shown(&m, next)
+		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n)}
+		same := reflect.DeepEqual(o, n)
+		switch { // whose values are not shown
+		case s.name == "env":
+			same = maps.Equal(old.Env, next.Env)
+			c.Old, c.New = envChange(old.Env, next.Env), envChange(next.Env, old.Env)
+		case s.name == "env_file" && same:
+			same = maps.Equal(old.FileEnv, next.FileEnv)
+			c.Old, c.New = envChange(old.FileEnv, next.FileEnv), envChange(next.FileEnv, old.FileEnv)
 		}
-		if s.name == "env_file" && o == n {
-			o, n = envChange(old.FileEnv, next.FileEnv), envChange(next.FileEnv, old.FileEnv)
-		}
-		if o != n {
-			changes = append(changes, Change{"pool." + old.Name + "." + s.name, o, n})
+		if !same {
+			changes = append(changes, c)
 		}
 	}
 	return changes
 }
 
-// envChange names what env has, or has with another value, that is not in other.
+// changeText is a value as a Change has it.
+func changeText(v any) string {
+	switch v := v.(type) {
+	case unset:
+		return "none"
+	case []string:
+		return fmt.Sprintf("%q", v)
+	}
+	return fmt.Sprint(v)
+}
+
+// envChange names what env has that is not in other, or has another value there.
 func envChange(env, other map[string]string) string {
 	var names []string
-	for name, value := range env {
-		if v, there := other[name]; !there || v != value {
-			names = append(names, name+"="+masked)
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		switch v, there := other[name]; {
+		case !there:
+			names = append(names, name)
+		case v != env[name]:
+			names = append(names, name+" (another value)")
 		}
 	}
-	slices.Sort(names)
-	return strings.Join(names, " ")
+	return cmp.Or(strings.Join(names, ", "), "none")
 }
 
 func (m *Manager) supervisorChanges(next *Config, keys []string) []Change {
 	changes := []Change{}
 	for _, key := range keys {
 		shown := mustShow(supervisorShown, key)
-		if o, n := fmt.Sprint(shown(&m.cfg.Supervisor)), fmt.Sprint(shown(&next.Supervisor)); o != n {
+		if o, n := changeText(shown(&m.cfg.Supervisor)), changeText(shown(&next.Supervisor)); o != n {
 			changes = append(changes, Change{"supervisor." + key, o, n})
 		}
 	}
@@ -172,7 +190,7 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	if m.stopped {
 		return errStopping
 	}
-	plan, err := m.plan(cfg, r)
+	plan, err := m.Plan(cfg, r)
 	if err == nil && len(plan.Refused) > 0 {
 		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
 	}

@@ -89,7 +89,7 @@ func (p *pool) status() PoolStatus {
 			ready := w.readyAt
 			ws.Ready = &ready
 		}
-		if w.servesLocked() {
+		if w.gen == p.gen && w.servesLocked() {
 			serving++
 			s.Slots += ws.Slots
 			s.Busy += ws.Busy

@@ -121,10 +121,10 @@ func (g *generation) fill(w, old *worker) {
 	case <-g.ctx.Done():
 	}
 	p.mu.Lock()
-	serves := w.servesLocked() // still
+	serves, why := w.servesLocked(), old.due // still
 	p.mu.Unlock()
 	if serves {
-		old.retire(old.due)
+		old.retire(why)
 	}
 }
 

@@ -737,19 +737,36 @@ func TestRollKeepsGrowth(t *testing.T) {
 	})
 }
 
-// A reload whose workers come up and die before they take over is one that has failed.
+// A reload whose workers come up and die before they take over, or within a second, is one that
+// has failed: those that served do so still.
 func TestRollOfTheDead(t *testing.T) {
-	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
-		v.wait(time.Second)
-		go func() { // ends in a moment
-			time.Sleep(105 * time.Millisecond)
-			v.kill(2)
-		}()
-		if err := v.roll(t.Context(), v.config()); err == nil {
-			t.Error("it is said to serve")
-		}
-		v.wantServing(1)
-	})
+	for _, tt := range []struct {
+		after time.Duration // of the reload's begin
+		die   []int
+	}{
+		{105 * time.Millisecond, []int{4}}, // the first
+		{215 * time.Millisecond, []int{5, 6}},
+		{time.Second, []int{4, 5, 6}},
+		{time.Second, []int{6}},
+	} {
+		inTown(t, PoolConfig{PM: Static, Workers: 3}, nil, func(t *testing.T, v *town) {
+			v.wait(10 * time.Second)
+			v.wantServing(3)
+			go func() { // ends then
+				time.Sleep(tt.after)
+				for _, id := range tt.die {
+					v.kill(id)
+				}
+			}()
+			if err := v.roll(t.Context(), v.config()); err == nil {
+				t.Errorf("%v die after %v: it is said to serve", tt.die, tt.after)
+			}
+			v.wantServing(3)
+			if v.told("level=ERROR msg=\"new workers did not come up\"") != 1 {
+				t.Error("nothing is said")
+			}
+		})
+	}
 }
 
 // Workers that wait for their turn to start are not started once nobody needs them.

@@ -11,11 +11,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"fpmd/manager"
 )
@@ -141,11 +143,11 @@ func (l *askLine) query(pools []string) string {
 func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
 	socket := l.socket
 	if socket == "" {
-		cfg, err := loadConfig(l.config, manager.LoadOptions{Asking: true})
+		dir, err := manager.RuntimeDir(l.config)
 		if err != nil {
-			return fmt.Errorf("where the control socket is, the configuration says, and it can't be read; --socket says it too: %w", err)
+			return &exitError{exitConfig, fmt.Errorf("where the control socket is, the configuration says, and it can't be read; --socket PATH says it too: %w", err)}
 		}
-		socket = manager.ControlSocket(cfg.Supervisor.RuntimeDir)
+		socket = manager.ControlSocket(dir)
 	}
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -158,7 +160,7 @@ func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return &exitError{exitUnavailable, fmt.Errorf("no fpmd runs there: %s: %w", socket, unwrapped(err))}
+		return &exitError{exitUnavailable, fmt.Errorf("no fpmd runs there: %s: %w (one whose runtime_dir was another when it started is asked by --socket PATH)", socket, unwrapped(err))}
 	case errors.Is(err, fs.ErrPermission):
 		return &exitError{exitUnavailable, fmt.Errorf("%s is for root and the user that fpmd runs as: %w", socket, unwrapped(err))}
 	case err != nil:
@@ -170,7 +172,7 @@ func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
 		if err := json.NewDecoder(resp.Body).Decode(&no); err != nil || no.Error == "" {
 			return fmt.Errorf("%s %s: fpmd answered %s", method, path, resp.Status)
 		}
-		return errors.New(no.Error)
+		return errors.New(printable(no.Error))
 	}
 	if v == nil {
 		return nil
@@ -179,6 +181,17 @@ func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	return nil
+}
+
+// printable is s, which may have what an application has printed, with nothing in it that a
+// terminal would act upon, but for line ends and tabs.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s)
 }
 
 // unwrapped is err without the URL, which is none that anybody knows.
@@ -300,12 +313,13 @@ func cmdStop(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	if err := l.ask(ctx, "POST", "/stop", nil); err != nil {
 		return err
 	}
-	for syscall.Kill(before.PID, 0) == nil { // it is root's, or our own
+	for {
 		var now report
-		var no *exitError
 		err := l.ask(ctx, "GET", "/status", &now)
-		if errors.As(err, &no) && no.code == exitUnavailable || err == nil && now.PID != before.PID {
-			break
+		var no *exitError
+		silent := errors.As(err, &no) && no.code == exitUnavailable
+		if (silent || err == nil && now.PID != before.PID) && !lives(before.PID) {
+			return nil
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -313,7 +327,17 @@ func cmdStop(ctx context.Context, args []string, stdout, _ io.Writer) error {
 			return context.Cause(ctx)
 		}
 	}
-	return nil
+}
+
+// lives reports whether there is a process of this pid that has not ended, as far as can be
+// seen from here. Its number may be that of another namespace.
+func lives(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(stat), ") ") // behind the name, which may have any character
+	return !strings.HasPrefix(state, "Z")
 }
 
 func cmdStatus(ctx context.Context, args []string, stdout, _ io.Writer) error {
@@ -354,7 +378,7 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "  %d of %d slots busy, %d of %d places in the queue taken, %d connections; %d requests, %d failed\n",
 			p.Busy, p.Slots, p.Queued, p.QueueSize, p.Connections, all, failed)
 		if p.Error != "" && p.State != "serving" {
-			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(p.Error, "\n", "\n    "))
+			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))
 		}
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		if len(p.Workers) > 0 {

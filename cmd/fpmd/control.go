@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +18,8 @@ import (
 
 	"fpmd/manager"
 )
+
+var errStopping = errors.New("fpmd is stopping")
 
 // A report is what GET /status of the control socket answers.
 type report struct {
@@ -61,23 +64,24 @@ func (s *supervisor) serveControl(l net.Listener) {
 		}
 		answer(w, http.StatusOK, plan)
 	})
-	act("POST /reload", func(r *http.Request) error {
-		if r.URL.Query().Get("wait") == "0" {
-			s.rollings.ask(rolling{false, reloading(r)}, nil)
-			return nil
-		}
-		return s.rollings.wait(r.Context(), rolling{false, reloading(r)})
-	})
-	act("POST /restart", func(r *http.Request) error { return s.rollings.wait(r.Context(), rolling{true, reloading(r)}) })
+	act("POST /reload", func(r *http.Request) error { return s.ask(r, false) })
+	act("POST /restart", func(r *http.Request) error { return s.ask(r, true) })
 	act("POST /scale", func(r *http.Request) error {
-		n, err := strconv.Atoi(r.FormValue("workers"))
-		if err != nil {
-			return fmt.Errorf("workers: %q: want a number", r.FormValue("workers"))
+		if s.stopping.Load() {
+			return errStopping
 		}
-		return s.m.ScaleTo(r.FormValue("pool"), n)
+		q := r.URL.Query()
+		n, err := strconv.Atoi(q.Get("workers"))
+		if err != nil {
+			return fmt.Errorf("workers: %q: want a number", q.Get("workers"))
+		}
+		return s.m.ScaleTo(q.Get("pool"), n)
 	})
 	act("POST /reopen", func(*http.Request) error { return s.reopen() })
 	act("POST /stop", func(*http.Request) error {
+		if s.stopping.Load() {
+			return nil // a second signal would cut what the first one waits for
+		}
 		select {
 		case s.signals <- unix.SIGTERM:
 			return nil
@@ -85,9 +89,26 @@ func (s *supervisor) serveControl(l net.Listener) {
 			return errors.New("too many signals wait already")
 		}
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: nil}
+	srv := &http.Server{
+		Handler:     http.MaxBytesHandler(mux, 4<<10), // nothing is said in a body
+		ReadTimeout: 10 * time.Second,
+		IdleTimeout: 10 * time.Second,
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
 	_ = srv.Serve(knownPeers{l}) // ends with l
 	srv.Close()
+}
+
+// ask has pools rolled as r asks, and waits for the end unless r does not want that.
+func (s *supervisor) ask(r *http.Request, restart bool) error {
+	what := rolling{restart, reloading(r)}
+	if err := s.m.Known(what.Pools); err != nil {
+		return err
+	}
+	if r.URL.Query().Get("wait") == "0" {
+		return s.rollings.ask(what, nil)
+	}
+	return s.rollings.wait(r.Context(), what)
 }
 
 // reloading is what r asks for.
@@ -160,15 +181,12 @@ type rollings struct {
 
 func newRollings() *rollings { return &rollings{wake: make(chan struct{}, 1)} }
 
-// ask asks for r, whose end goes to done unless that is nil.
-func (rs *rollings) ask(r rolling, done chan<- error) {
+// ask asks for r, whose end goes to done unless that is nil. An error says that there will be none.
+func (rs *rollings) ask(r rolling, done chan<- error) error {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if rs.over != nil {
-		if done != nil {
-			done <- rs.over
-		}
-		return
+		return rs.over
 	}
 	i := slices.IndexFunc(rs.queue, func(b *batch) bool { return b.same(r) })
 	if i < 0 {
@@ -182,12 +200,15 @@ func (rs *rollings) ask(r rolling, done chan<- error) {
 	case rs.wake <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
 // wait asks for r and waits for its end; when ctx ends before, it goes on.
 func (rs *rollings) wait(ctx context.Context, r rolling) error {
 	done := make(chan error, 1)
-	rs.ask(r, done)
+	if err := rs.ask(r, done); err != nil {
+		return err
+	}
 	select {
 	case err := <-done:
 		return err

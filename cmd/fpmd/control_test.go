@@ -9,10 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"fpmd/manager"
 )
@@ -86,11 +88,7 @@ func TestControl(t *testing.T) {
 	expect(1, `(?s)the old ones go on serving: .*\n\tModuleNotFoundError: No module named 'no_such_module_anywhere'\n`, "reload")
 	write(t, app, fmt.Sprintf(versionApp, "new"))
 	write(t, filepath.Join(dir, "fpmd.toml"), wsgiPool(dir, "workers = 2\nwrokers = 3"))
-	_, code := d.told("reload")
-	said, socketCode := d.toldAt("reload")
-	if code != exitConfig || socketCode != exitFailure || !strings.Contains(said, "wrokers: 3: unknown key: did you mean workers?") {
-		t.Errorf("a reload of a broken configuration: exit codes %d and %d, %s", code, socketCode, said)
-	}
+	expect(1, "wrokers: 3: unknown key: did you mean workers\\?\n", "reload")
 	write(t, filepath.Join(dir, "fpmd.toml"), wsgiPool(dir, "workers = 2\nenv = { SECRET = \"hunter2\" }"))
 
 	expect(0, "^$", "reopen")
@@ -101,13 +99,6 @@ func TestControl(t *testing.T) {
 	}
 	expect(69, "no fpmd runs there", "status")
 	expect(69, "no fpmd runs there", "stop")
-}
-
-// toldAt is told at the control socket itself, without the configuration.
-func (d *process) toldAt(command string) (string, int) {
-	var out bytes.Buffer
-	err := run(d.t.Context(), []string{command, "--socket", d.control()}, &out, &out)
-	return out.String() + fmt.Sprint(err), exitCode(err)
 }
 
 func (d *process) control() string { return manager.ControlSocket(filepath.Join(d.dir, "run")) }
@@ -162,7 +153,7 @@ func TestReloadOfSome(t *testing.T) {
 		{old, "workers = 2\nqueue_size = 9", "restart two", 0, "", "[2 3]"},
 		{old, "workers = 2\nqueue_size = 9", "plan app", 0, "pool app: new workers, with the same configuration\n", "[2 3]"},
 		{old, "workers = 2\nqueue_size = 9", "reload --changed", 0, "", "[2 4]"},
-		{"env = { KEPT = \"1\", NEW = \"hunter2\" }", "workers = 2\nqueue_size = 9", "plan --changed", 0, "pool app: new workers\n  pool.app.env is now NEW=***, not GONE=***\n", "[2 4]"},
+		{"env = { KEPT = \"1\", NEW = \"hunter2\" }", "workers = 2\nqueue_size = 9", "plan --changed", 0, "pool app: new workers\n  pool.app.env is now NEW, not GONE\n", "[2 4]"},
 		{old, "workers = 2\nmax_connections = 7", "plan", 1, "refused: pool.two.max_connections is now 7, not 16384: restart fpmd for that\nall stays as it is\n", "[2 4]"},
 		{old, "workers = 2\nmax_connections = 7", "reload", 1, "pool.two.max_connections is now 7, not 16384: restart fpmd for that\n", "[2 4]"},
 		{old, "workers = 2\nmax_connections = 7", "reload app", 0, "", "[3 4]"},
@@ -186,6 +177,133 @@ func TestReloadOfSome(t *testing.T) {
 		t.Errorf("reload --wait=false: exit code %d, %s", code, said)
 	}
 	d.wait("the reload that nobody waited for", func() bool { return generations() == "[4 4]" })
+}
+
+// Whoever asks twice for a gentle stop gets a gentle stop: requests are answered. Meanwhile nothing
+// else is done, and that is said.
+func TestStopAskedTwice(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), "import time\n"+strings.Replace(helloApp, `path == "/pid"`, `path == "/slow"`, 1)+`
+hello = application
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/wait":
+        print("begun", flush=True)
+        while not os.path.exists(os.environ["GO"]): time.sleep(0.01)
+    return hello(environ, start_response)
+`)
+	goes := filepath.Join(dir, "go")
+	d := serve(t, dir, wsgiPool(dir, fmt.Sprintf("workers = 1\nenv = { GO = %q }", goes)))
+	answer := make(chan string, 1)
+	go func() { // ends with the answer
+		text, err := askPath(d.sock(), "/wait")
+		answer <- fmt.Sprint(text, err)
+	}()
+	d.waitLog("msg=begun")
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() {
+			if said, code := d.told("stop"); code != 0 {
+				t.Errorf("stop: exit code %d, %s", code, said)
+			}
+		})
+		if i == 0 {
+			d.waitLog("msg=stopping")
+		}
+	}
+	d.wait("the state", func() bool { return d.status().Pools[0].State == "stopping" || d.status().Pools[0].Busy == 1 })
+	for _, args := range []string{"reload", "reload --wait=false", "restart app", "scale app 3"} {
+		if said, code := d.told(strings.Fields(args)...); code != exitFailure || said != "fpmd is stopping\n" {
+			t.Errorf("%s: exit code %d, %s", args, code, said)
+		}
+	}
+	write(t, goes, "")
+	if got := <-answer; !strings.HasPrefix(got, "Status: 200") {
+		t.Errorf("the request that was under way got %s", got)
+	}
+	wg.Wait()
+	if code := d.waitExit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if n := strings.Count(d.log.String(), "msg=stopping"); n != 1 {
+		t.Errorf("it was told to stop %d times", n)
+	}
+}
+
+// What an application prints does nothing to the terminal of who asks, and while a reload is
+// under way fpmd tells how it is, and what another would do. The configuration need not
+// be well to ask.
+func TestAskDuringAReload(t *testing.T) {
+	dir := appDir(t)
+	app, file := filepath.Join(dir, "app.py"), filepath.Join(dir, "fpmd.toml")
+	write(t, app, helloApp)
+	config := wsgiPool(dir, "workers = 1")
+	d := serve(t, dir, config)
+	goes := filepath.Join(dir, "go")
+	write(t, app, fmt.Sprintf("import os, time\nprint('begun', flush=True)\nwhile not os.path.exists(%q): time.sleep(0.01)\nraise RuntimeError('\\x1b[2J')\n", goes))
+	type end struct {
+		said string
+		code int
+	}
+	ended := make(chan end, 1)
+	go func() { // ends with the reload
+		said, code := d.told("reload")
+		ended <- end{said, code}
+	}()
+	d.waitLog("msg=begun")
+	if said, code := d.told("plan"); code != 0 || said != "pool app: new workers, with the same configuration\n" {
+		t.Errorf("plan: exit code %d, %s", code, said)
+	}
+	if p := d.status().Pools[0]; p.State != "serving" || p.Slots != 1 || p.Generation != 1 || len(p.Workers) != 2 {
+		t.Errorf("status: %+v", p)
+	}
+	write(t, file, config+"wrokers = 3\n")
+	if said, code := d.told("status"); code != 0 || !strings.Contains(said, "pool app: serving") {
+		t.Errorf("status with a broken configuration: exit code %d, %s", code, said)
+	}
+	write(t, file, config)
+	write(t, goes, "")
+	if e := <-ended; e.code != exitFailure || !strings.Contains(e.said, "RuntimeError: \uFFFD[2J") || strings.Contains(e.said, "\x1b") {
+		t.Errorf("reload: exit code %d, %q", e.code, e.said)
+	}
+}
+
+// systemd is told of a start that has worked, and of reloads only after that.
+func TestReadyIsNotSaidTooEarly(t *testing.T) {
+	dir := appDir(t)
+	app := filepath.Join(dir, "app.py")
+	write(t, app, "raise RuntimeError('not today')\n")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", l.LocalAddr().String())
+	d := launch(t, dir, wsgiPool(dir, "workers = 1"))
+	d.waitLog("worker did not start")
+	if _, code := d.told("reload"); code != exitFailure {
+		t.Errorf("reload: exit code %d", code)
+	}
+	write(t, app, helloApp)
+	d.waitLog("every pool is ready")
+	if _, code := d.told("reload"); code != 0 {
+		t.Errorf("reload: exit code %d", code)
+	}
+	if code := stopGently(d); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	var told []string
+	b := make([]byte, 4096)
+	for l.SetReadDeadline(time.Now().Add(patience)); !slices.Contains(told, "STOPPING=1"); {
+		n, err := l.Read(b)
+		if err != nil {
+			t.Fatalf("%v after %q", err, told)
+		}
+		state, _, _ := strings.Cut(string(b[:n]), "\n")
+		told = append(told, state)
+	}
+	if want := []string{"READY=1", "RELOADING=1", "READY=1", "STOPPING=1"}; !slices.Equal(told, want) {
+		t.Errorf("systemd was told %q, want %q", told, want)
+	}
 }
 
 // All who ask for a reload are told the end of one that began after they asked; there are

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -163,6 +164,7 @@ type supervisor struct {
 	logs     *manager.Logs
 	signals  chan os.Signal
 	rollings *rollings
+	stopping atomic.Bool
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
@@ -192,7 +194,7 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", "fpmd is stopping")
 					continue
 				}
-				s.rollings.ask(rolling{}, nil)
+				_ = s.rollings.ask(rolling{}, nil) // refused only by a stop, and that was looked at
 				continue
 			case unix.SIGUSR1:
 				_ = s.reopen() // it has been logged
@@ -221,8 +223,9 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 		}
 		if stopped == nil {
 			stopped = make(chan struct{})
+			s.stopping.Store(true)
 			s.notify(daemon.SdNotifyStopping + "\nSTATUS=stopping")
-			endReloads(errors.New("fpmd is stopping"))
+			endReloads(errStopping)
 			go func() { // ends with the last worker
 				endFront()
 				s.m.Stop(now)
@@ -247,7 +250,7 @@ func (s *supervisor) reopen() error {
 }
 
 func (s *supervisor) reloadLoop(ctx context.Context) {
-	defer s.rollings.end(errors.New("fpmd is stopping"))
+	defer s.rollings.end(errStopping)
 	for {
 		b := s.rollings.take()
 		if b == nil {
@@ -262,16 +265,29 @@ func (s *supervisor) reloadLoop(ctx context.Context) {
 			b.tell(context.Cause(ctx))
 			return
 		}
-		s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
+		ready := s.ready()
+		if ready { // else systemd still waits for the start, which a reload does not end
+			s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
+		}
 		status := "serving"
 		err := s.roll(ctx, b.rolling)
 		if err != nil {
 			status = "serving; the last reload did not work, see the log"
 		}
-		if ctx.Err() == nil {
+		if ready && ctx.Err() == nil {
 			s.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
 		}
 		b.tell(err)
+	}
+}
+
+// ready reports whether every pool has been ready.
+func (s *supervisor) ready() bool {
+	select {
+	case <-s.m.Ready():
+		return true
+	default:
+		return false
 	}
 }
 

@@ -147,7 +147,7 @@ def application(environ, start_response):
 			broken++
 		case 5:
 			write(t, filepath.Join(dir, "fpmd.toml"), config+"wrokers = 3\n")
-			if said, code := d.toldAt("reload"); code != exitFailure || !strings.Contains(said, "wrokers") {
+			if said, code := d.told("reload"); code != exitFailure || !strings.Contains(said, "wrokers") {
 				t.Errorf("a reload of a broken configuration: exit code %d, %s", code, said)
 			}
 			write(t, filepath.Join(dir, "fpmd.toml"), config)
