@@ -118,3 +118,28 @@ func (p *pool) status() PoolStatus {
 	}
 	return s
 }
+
+// Figures are what there is to say of a Manager in a line.
+type Figures struct {
+	Slots, Busy, Queued int
+	Requests            uint64 // that have ended since the start
+}
+
+// Figures adds up all pools. It takes each pool's lock for a moment.
+func (m *Manager) Figures() (f Figures) {
+	for _, p := range m.pools {
+		for o := range p.counts {
+			f.Requests += p.counts[o].Load()
+		}
+		p.mu.Lock()
+		f.Queued += p.queue.n
+		for w := range p.workers {
+			if w.gen == p.gen && w.servesLocked() {
+				f.Slots += len(w.slots)
+				f.Busy += w.taken - w.ungreeted
+			}
+		}
+		p.mu.Unlock()
+	}
+	return f
+}

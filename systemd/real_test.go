@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -204,7 +205,7 @@ func TestUnitUnderSystemd(t *testing.T) {
 			return worker != old && !slices.Contains(b.processes(), old)
 		})
 		b.until("systemd is told that the reload has ended", func() bool {
-			return b.property("ActiveState") == "active" && b.property("StatusText") == "serving"
+			return b.property("ActiveState") == "active" && strings.HasPrefix(b.property("StatusText"), "serving")
 		})
 		b.want("MainPID", main)
 	}
@@ -239,6 +240,42 @@ func TestUnitRestartsAfterAKill(t *testing.T) {
 	if got := b.worker(); got == worker || slices.Contains(b.processes(), worker) {
 		t.Errorf("worker %s outlived its supervisor", worker)
 	}
+}
+
+// systemd hears how the service is for as long as it can say so. One that can't is ended, and
+// started again; one that waits for a worker that hangs is not.
+func TestUnitWatchdog(t *testing.T) {
+	b := boot(t, strings.Replace(pidPool, "pid:application", "hang:application", 1)+"request_timeout = \"0s\"\n")
+	b.write("/srv/pid/hang.py", "import os, time\nfrom pid import application as pid\ndef application(environ, start_response):\n"+
+		"    if environ['PATH_INFO'] == '/hang': time.sleep(3600)\n    return pid(environ, start_response)\n")
+	b.write("/etc/systemd/system/fpmd.service.d/short.conf", "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=1s\n")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", "fpmd")
+	hang := b.command(program, "request", "pid", "/hang")
+	if err := hang.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer hang.Wait()
+	defer hang.Process.Kill()
+	b.until("its state in words", func() bool {
+		return strings.HasPrefix(b.property("StatusText"), "serving: 1 of 1 slots busy, 0 requests wait, ")
+	})
+	began := b.property("WatchdogTimestampMonotonic")
+	b.until("it has said for three times as long as the watchdog waits that it lives", func() bool {
+		from, err := strconv.Atoi(began)
+		to, err2 := strconv.Atoi(b.property("WatchdogTimestampMonotonic"))
+		return err == nil && err2 == nil && to-from > 6_000_000 // microseconds
+	})
+	b.want("NRestarts", "0")
+	main := b.property("MainPID")
+	b.run("kill", "-STOP", main)
+	b.until("systemd has it running again", func() bool {
+		return b.property("NRestarts") == "1" && b.property("ActiveState") == "active"
+	})
+	if got := b.property("MainPID"); got == main {
+		t.Errorf("MainPID is still %s", got)
+	}
+	b.worker()
 }
 
 // A configuration that is wrong stays wrong: fpmd says so and is not started

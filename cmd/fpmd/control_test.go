@@ -298,8 +298,9 @@ func TestReadyIsNotSaidTooEarly(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v after %q", err, told)
 		}
-		state, _, _ := strings.Cut(string(b[:n]), "\n")
-		told = append(told, state)
+		if state, _, _ := strings.Cut(string(b[:n]), "\n"); state != "WATCHDOG=1" { // which comes by the clock
+			told = append(told, state)
+		}
 	}
 	if want := []string{"READY=1", "RELOADING=1", "READY=1", "STOPPING=1"}; !slices.Equal(told, want) {
 		t.Errorf("systemd was told %q, want %q", told, want)

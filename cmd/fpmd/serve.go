@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -165,6 +166,8 @@ type supervisor struct {
 	signals  chan os.Signal
 	rollings *rollings
 	stopping atomic.Bool
+	state    atomic.Pointer[string] // what systemd was told last, in words
+	figures  manager.Figures        // at the last pulse
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
@@ -180,13 +183,24 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 		select {
 		case <-s.m.Ready():
 			s.log.Info("every pool is ready")
-			s.notify(daemon.SdNotifyReady + "\nSTATUS=serving")
+			s.notify(daemon.SdNotifyReady, "serving")
 		case <-now.Done():
 		}
 	})
+	var pulse <-chan time.Time
+	if every := pulseEvery(); every > 0 {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		pulse = t.C
+	}
+	pulsed := time.Now()
 	var stopped chan struct{}
 	for {
 		select {
+		case <-pulse:
+			s.pulse(time.Since(pulsed))
+			pulsed = time.Now()
+			continue
 		case sig := <-s.signals:
 			switch sig {
 			case unix.SIGHUP, unix.SIGUSR2:
@@ -224,7 +238,7 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 		if stopped == nil {
 			stopped = make(chan struct{})
 			s.stopping.Store(true)
-			s.notify(daemon.SdNotifyStopping + "\nSTATUS=stopping")
+			s.notify(daemon.SdNotifyStopping, "stopping")
 			endReloads(errStopping)
 			go func() { // ends with the last worker
 				endFront()
@@ -267,7 +281,7 @@ func (s *supervisor) reloadLoop(ctx context.Context) {
 		}
 		ready := s.ready()
 		if ready { // else systemd still waits for the start, which a reload does not end
-			s.notify(daemon.SdNotifyReloading + "\nSTATUS=reloading")
+			s.notify(daemon.SdNotifyReloading, "reloading")
 		}
 		status := "serving"
 		err := s.roll(ctx, b.rolling)
@@ -275,7 +289,7 @@ func (s *supervisor) reloadLoop(ctx context.Context) {
 			status = "serving; the last reload did not work, see the log"
 		}
 		if ready && ctx.Err() == nil {
-			s.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
+			s.notify(daemon.SdNotifyReady, status)
 		}
 		b.tell(err)
 	}
@@ -327,11 +341,43 @@ func (s *supervisor) plan(r manager.Reloading) (manager.Plan, error) {
 	return s.m.Plan(cfg, r)
 }
 
-// notify tells systemd, where there is one.
-func (s *supervisor) notify(state string) {
+// notify tells systemd, where there is one, of another state, and in words of it.
+func (s *supervisor) notify(state, words string) {
+	s.state.Store(&words)
+	s.sdNotify(state + "\nSTATUS=" + words)
+}
+
+func (s *supervisor) sdNotify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		s.log.Warn("notify systemd", "cause", err)
 	}
+}
+
+// pulseEvery is how often systemd is told that fpmd lives, and what it does; 0: there is no
+// systemd.
+func pulseEvery() time.Duration {
+	const usual = 5 * time.Second
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return 0
+	}
+	limit, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || limit == 0 {
+		return usual
+	}
+	return min(usual, limit/3)
+}
+
+// pulse is called by the loop that takes signals, and takes every pool's lock: systemd hears of
+// it as long as both are to be had, whatever becomes of workers.
+func (s *supervisor) pulse(since time.Duration) {
+	now := s.m.Figures()
+	rate := float64(now.Requests-s.figures.Requests) / since.Seconds()
+	s.figures = now
+	words := "starting"
+	if p := s.state.Load(); p != nil {
+		words = *p
+	}
+	s.sdNotify(fmt.Sprintf("WATCHDOG=1\nSTATUS=%s: %d of %d slots busy, %d requests wait, %.1f a second", words, now.Busy, now.Slots, now.Queued, rate))
 }
 
 // frontPools is what the built-in front serves.
