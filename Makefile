@@ -9,12 +9,38 @@ LDFLAGS   := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 DEMO_ADDR ?= 127.0.0.1:8080
 FUZZTIME  ?= 60s
 SOAK      ?= 20
+PREFIX    ?= /usr
+DESTDIR   ?=
+# Where systemd looks: of the prefixes, only these two have folders of their own.
+SYSTEM     = $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
+# Debian has packages' completion for zsh in a folder of its own.
+ZSHDIR    ?= $(PREFIX)/share/zsh/$(if $(and $(filter /usr,$(PREFIX)),$(wildcard /usr/share/zsh/vendor-completions)),vendor-completions,site-functions)
+PLACED     = sed 's|/usr/bin/fpmd|$(PREFIX)/bin/fpmd|'
 GOFMT      = "$$($(GO) env GOROOT)/bin/gofmt"
 
-.PHONY: build demo test test-deps lint fuzz bench soak clock clean
+.PHONY: build install demo test test-deps lint fuzz bench soak clock clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/fpmd ./bench/goapp
+
+$(BIN)/fpmd:
+	$(MAKE) build
+
+# What was built, below DESTDIR if a package is made of it. Nothing is enabled or started, what is in /etc is left as it is, and
+# there is no user to make (sysusers.d): fpmd is root's, and the user of a pool is its operator's choice.
+install: $(BIN)/fpmd
+	install -D -m 755 $(BIN)/fpmd "$(DESTDIR)$(PREFIX)/bin/fpmd"
+	install -d "$(DESTDIR)/etc/fpmd/conf.d"
+	[ -e "$(DESTDIR)/etc/fpmd/fpmd.toml" ] || install -m 644 etc/fpmd.toml "$(DESTDIR)/etc/fpmd/fpmd.toml"
+	install -m 644 etc/conf.d/blog.toml.sample "$(DESTDIR)/etc/fpmd/conf.d/"
+	[ -e "$(DESTDIR)/etc/logrotate.d/fpmd" ] || $(PLACED) etc/logrotate.d/fpmd | install -D -m 644 /dev/stdin "$(DESTDIR)/etc/logrotate.d/fpmd"
+	$(PLACED) systemd/fpmd.service | install -D -m 644 /dev/stdin "$(DESTDIR)$(SYSTEM)/systemd/system/fpmd.service"
+	$(PLACED) systemd/fpmd@.service | install -D -m 644 /dev/stdin "$(DESTDIR)$(SYSTEM)/systemd/system/fpmd@.service"
+	install -D -m 644 systemd/tmpfiles.conf "$(DESTDIR)$(SYSTEM)/tmpfiles.d/fpmd.conf"
+	install -D -m 644 systemd/hardened.conf "$(DESTDIR)$(PREFIX)/share/fpmd/hardened.conf"
+	$(BIN)/fpmd completion bash | install -D -m 644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/fpmd"
+	$(BIN)/fpmd completion zsh | install -D -m 644 /dev/stdin "$(DESTDIR)$(ZSHDIR)/_fpmd"
+	$(BIN)/fpmd completion fish | install -D -m 644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/fpmd.fish"
 
 # A page on DEMO_ADDR until ^C. Nothing is installed, and nothing is left but bin/.
 demo: build

@@ -23,7 +23,7 @@ type box struct {
 	path string
 }
 
-// boot boots a container with a fresh fpmd, its unit and config in it. It needs
+// boot boots a container in which a fresh fpmd is installed, with config. It needs
 // root, who alone can mount and boot it: for others, and only for them, the
 // test is skipped.
 func boot(t *testing.T, config string) *box {
@@ -37,7 +37,7 @@ func boot(t *testing.T, config string) *box {
 	b := &box{t: t, path: filepath.Join(t.TempDir(), "box")}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("journal:\n%s", b.try("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"))
+			t.Logf("journal:\n%s", b.try("journalctl", "--no-pager", "-u", "fpmd*", "-o", "cat"))
 		}
 		if out, err := exec.Command("testdata/box.sh", "down", b.path).CombinedOutput(); err != nil {
 			t.Errorf("box.sh down: %v\n%s", err, out)
@@ -50,16 +50,7 @@ func boot(t *testing.T, config string) *box {
 	if out, err := up.CombinedOutput(); err != nil {
 		t.Fatalf("box.sh up: %v\n%s", err, out)
 	}
-	build := exec.Command("go", "build", "-o", b.path+"/root"+program, "../cmd/fpmd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	unit, err := os.ReadFile("fpmd.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.write("/etc/systemd/system/fpmd.service", string(unit))
+	install(t, b.path+"/root")
 	b.write("/etc/fpmd/fpmd.toml", config)
 	b.write("/srv/pid/pid.py", `
 import os
@@ -307,5 +298,251 @@ func TestUnitThatWaitsTooShort(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s has no %q:\n%s", what, want, text)
 		}
+	}
+}
+
+// An instance of fpmd@.service has its own configuration and folder, and is
+// reloaded and stopped without the others.
+func TestInstances(t *testing.T) {
+	b := boot(t, pidPool)
+	socket := "/run/fpmd/pid.sock"
+	for _, name := range []string{"one", "two"} {
+		b.write("/etc/fpmd/"+name+".toml", "[supervisor]\nruntime_dir = \"/run/fpmd-"+name+"\"\n"+
+			strings.ReplaceAll(pidPool, socket, "/run/fpmd-"+name+"/pid.sock"))
+	}
+	b.run("systemctl", "start", "fpmd", "fpmd@one", "fpmd@two")
+	worker := func(name string) string {
+		t.Helper()
+		return b.run(program, "request", "pid", "/", "-c", "/etc/fpmd/"+name+".toml")
+	}
+	old := map[string]string{}
+	for _, name := range []string{"fpmd", "one", "two"} {
+		old[name] = worker(name)
+	}
+	b.run("systemctl", "reload", "fpmd@one")
+	for name, pid := range old {
+		if rolled := worker(name) != pid; rolled != (name == "one") {
+			t.Errorf("after the reload of fpmd@one, the worker of %s is another: %v", name, rolled)
+		}
+	}
+	b.run("systemctl", "stop", "fpmd@one")
+	if b.command("test", "-e", "/run/fpmd-one").Run() == nil {
+		t.Error("after the stop /run/fpmd-one is left")
+	}
+	for _, name := range []string{"fpmd", "two"} {
+		if got := worker(name); got != old[name] {
+			t.Errorf("after the stop of fpmd@one, worker %s of %s answers, want %s", got, name, old[name])
+		}
+		b.run(program, "status", "-c", "/etc/fpmd/"+name+".toml")
+	}
+}
+
+// Log rotation, as make install sets it up, loses no line of a log, of the service or
+// of an instance, while requests are served; and it minds neither that they do not run, nor that there are no logs.
+func TestLogRotation(t *testing.T) {
+	logs := func(name string) string { return "access_log = \"/var/log/fpmd/" + name + ".access.log\"\n" }
+	b := boot(t, "[supervisor]\nlog = \"/var/log/fpmd/fpmd.log\"\n"+pidPool+logs("fpmd"))
+	b.write("/etc/fpmd/one.toml", "[supervisor]\nruntime_dir = \"/run/fpmd-one\"\n"+
+		strings.ReplaceAll(pidPool, "/run/fpmd/", "/run/fpmd-one/")+logs("one"))
+	rotate := func() {
+		t.Helper()
+		if out := b.run("/usr/sbin/logrotate", "--force", "/etc/logrotate.d/fpmd"); out != "" {
+			t.Errorf("logrotate says:\n%s", out)
+		}
+	}
+	rotate()
+	b.run("systemd-tmpfiles", "--create", "fpmd.conf")
+	if got := b.run("stat", "-c", "%U %a", "/var/log/fpmd"); got != "root 755" {
+		t.Errorf("/var/log/fpmd is %q, want %q", got, "root 755")
+	}
+	rotate()
+
+	b.run("systemctl", "start", "fpmd", "fpmd@one")
+	const rotations = 3
+	for _, name := range []string{"fpmd", "one"} {
+		// The file "end" ends them; the number of requests is what is written.
+		requests := b.command("sh", "-c", `n=0; until [ -e /end ]; do n=$((n+1)); fpmd request pid "/$n." -c "$0" >/dev/null || exit; done; echo $n`,
+			"/etc/fpmd/"+name+".toml")
+		var sent strings.Builder
+		requests.Stdout, requests.Stderr = &sent, &sent
+		if err := requests.Start(); err != nil {
+			t.Fatal(err)
+		}
+		log := "/var/log/fpmd/" + name + ".access.log"
+		for n := range rotations {
+			b.until(fmt.Sprintf("%s has lines before rotation %d", log, n+1), func() bool {
+				return b.command("test", "-s", log).Run() == nil
+			})
+			rotate()
+		}
+		b.until("there are lines after the last rotation", func() bool { return b.command("test", "-s", log).Run() == nil })
+		b.write("/end", "")
+		if err := requests.Wait(); err != nil {
+			t.Fatalf("requests: %v\n%s", err, sent.String())
+		}
+		b.run("rm", "/end")
+		want, err := strconv.Atoi(strings.TrimSpace(sent.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.run(program, "reopen", "-c", "/etc/fpmd/"+name+".toml") // writes what is kept for a moment
+		lines := b.run("sh", "-c", "zcat -f "+log+"*")
+		if got := strings.Count(lines, "msg=request "); got != want {
+			t.Errorf("%s has %d lines, want %d", log, got, want)
+		}
+		for n := 1; n <= want; n++ {
+			if uri := fmt.Sprintf(" uri=/%d. ", n); strings.Count(lines, uri) != 1 {
+				t.Errorf("%s has%s%d times", log, uri, strings.Count(lines, uri))
+			}
+		}
+		if got := strings.Fields(b.run("sh", "-c", "ls "+log+"*")); len(got) != 1+rotations || !strings.HasSuffix(got[rotations], ".gz") {
+			t.Errorf("there are %v, want one that is written and %d old ones, compressed", got, rotations)
+		}
+	}
+	b.run("systemctl", "stop", "fpmd", "fpmd@one")
+	rotate()
+}
+
+// attempts is an application that tries what its path says, and answers with
+// "done" or why not.
+const attempts = `
+import mmap, os, socket, subprocess, ctypes
+
+def home():       open("/home/blog/upload", "w").close()
+def own_folder(): open("/srv/blog/upload", "w").close()
+def shared_tmp(): os.stat("/tmp/of-others")
+def jit():        mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+def sendmail():   assert subprocess.check_output(["/usr/local/bin/sendmail", "-u"]) == b"0\n", "not as root"
+def group_folder(): os.chmod("/srv/blog/shared", 0o2775)
+def netlink():    socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
+def meminfo():    open("/proc/meminfo").close()
+def others():     os.stat("/proc/1")
+def tunables():   open("/proc/sys/vm/swappiness").close()
+def sandbox():
+    if ctypes.CDLL(None, use_errno=True).unshare(0x10000000):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def nice():       os.setpriority(os.PRIO_PROCESS, 0, 5)
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    try:
+        globals()[environ["PATH_INFO"][1:]]()
+    except Exception as e:
+        return [str(e).encode()]
+    return [b"done"]
+`
+
+// tryPool serves attempts from a folder, as a user of its own who may gain privileges.
+func tryPool(directory string) string {
+	return `
+[pool.try]
+listen       = "/run/fpmd/try.sock"
+listen_group = "www-data"
+wsgi         = "attempts:application"
+directory    = "` + directory + `"
+python       = "./python"
+user         = "blog"
+workers      = 1
+no_new_privs = false
+`
+}
+
+// prepare makes the application's folder, which is closed to all but its user, and what
+// it tries to reach.
+func (b *box) prepare(directory string) {
+	b.t.Helper()
+	b.run("useradd", "--create-home", "blog")
+	b.run("install", "-d", "-o", "blog", "/srv/blog", "/srv/blog/shared", directory)
+	b.run("ln", "-s", "/usr/bin/python3", directory+"/python")
+	b.write(directory+"/attempts.py", attempts)
+	b.run("chmod", "700", directory)
+	b.run("touch", "/tmp/of-others") // /tmp is the container's own
+	b.run("install", "-D", "-m", "4755", "/usr/bin/id", "/usr/local/bin/sendmail")
+}
+
+// The unit is in the way of no application: one in a home, that compiles at run time, and
+// calls a setuid program, as sendmail may be.
+func TestUnitIsInTheWayOfNoApplication(t *testing.T) {
+	b := boot(t, tryPool("/home/blog/app"))
+	b.prepare("/home/blog/app")
+	b.run("systemctl", "start", "fpmd")
+	for _, what := range []string{
+		"home", "own_folder", "shared_tmp", "jit", "sendmail", "group_folder", "netlink", "meminfo", "others", "tunables", "sandbox", "nice",
+	} {
+		if got := b.run(program, "request", "try", "/"+what); got != "done" {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	if log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"); strings.Contains(log, "level=WARN") {
+		t.Errorf("fpmd warns:\n%s", log)
+	}
+}
+
+// With hardened.conf, Flask is served as another user, reloaded and stopped; and
+// applications lose what hardened.conf says.
+func TestHardenedUnit(t *testing.T) {
+	b := boot(t, tryPool("/srv/try")+`
+[pool.flask]
+listen       = "/run/fpmd/flask.sock"
+listen_group = "www-data"
+wsgi         = "hello:app"
+directory    = "/srv/flask"
+python       = "/usr/bin/python3"
+user         = "nobody"
+workers      = 1
+access_log   = "/var/log/fpmd/flask.log"
+`)
+	b.prepare("/srv/try")
+	b.write("/srv/flask/hello.py", `
+import os
+from flask import Flask
+
+app = Flask(__name__)
+
+@app.route("/<name>")
+def hello(name):
+    return f"{name} {os.getuid()} {os.getpid()}"
+`)
+	b.run("install", "-D", "-m", "644", "/usr/share/fpmd/hardened.conf", "/etc/systemd/system/fpmd.service.d/hardened.conf")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", "fpmd")
+
+	nobody := b.run("id", "-u", "nobody")
+	first := b.run(program, "request", "flask", "/x")
+	if !strings.HasPrefix(first, "x "+nobody+" ") {
+		t.Errorf("Flask answers %q, want it as the user %s", first, nobody)
+	}
+	b.run("systemctl", "reload", "fpmd")
+	second := b.run(program, "request", "flask", "/x")
+	if second == first {
+		t.Errorf("after a reload the old worker answers: %s", second)
+	}
+	for what, want := range map[string]string{
+		"home":         "Permission denied",
+		"own_folder":   "Read-only file system",
+		"shared_tmp":   "No such file",
+		"jit":          "Operation not permitted",
+		"sendmail":     "not as root",
+		"group_folder": "Operation not permitted",
+		"netlink":      "Address family not supported",
+		"meminfo":      "No such file",
+		"others":       "No such file",
+		"tunables":     "No such file",
+		"sandbox":      "Operation not permitted",
+		"nice":         "Operation not permitted",
+	} {
+		if got := b.run(program, "request", "try", "/"+what); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	for line := range strings.Lines(b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat")) {
+		if strings.Contains(line, "level=WARN") && !strings.Contains(line, "SCHED_BATCH") {
+			t.Errorf("fpmd warns: %s", line)
+		}
+	}
+	b.run("systemctl", "stop", "fpmd")
+	b.want("Result", "success")
+	if lines := b.run("cat", "/var/log/fpmd/flask.log"); strings.Count(lines, "msg=request ") != 2 {
+		t.Errorf("the access log does not have two requests:\n%s", lines)
 	}
 }

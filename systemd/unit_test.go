@@ -2,11 +2,12 @@
 package systemd
 
 import (
-	"bytes"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,17 +17,13 @@ import (
 
 const program = "/usr/bin/fpmd" // where the unit has fpmd
 
-// directives are the unit's, by section and name; a name given twice has two
+// directives are those of a unit, by section and name; a name given twice has two
 // values.
-func directives(t *testing.T) map[string][]string {
+func directives(t *testing.T, unit string) map[string][]string {
 	t.Helper()
-	text, err := os.ReadFile("fpmd.service")
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := map[string][]string{}
 	section := ""
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(read(t, unit)) {
 		line = strings.TrimSpace(line)
 		switch name, value, ok := strings.Cut(line, "="); {
 		case line == "" || line[0] == '#':
@@ -35,7 +32,7 @@ func directives(t *testing.T) map[string][]string {
 		case ok:
 			found[section+"."+name] = append(found[section+"."+name], value)
 		default:
-			t.Fatalf("fpmd.service: neither section nor directive: %q", line)
+			t.Fatalf("%s: neither section nor directive: %q", unit, line)
 		}
 	}
 	return found
@@ -49,30 +46,69 @@ func directive(t *testing.T, all map[string][]string, name string) string {
 	return all[name][0]
 }
 
-// systemd has nothing against the unit, not even a warning.
+// systemd has nothing against the units, not even a warning, nor against the one
+// that hardened.conf makes of fpmd.service.
 func TestUnitVerifies(t *testing.T) {
-	text, err := os.ReadFile("fpmd.service")
-	if err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{
+		"fpmd.service":      read(t, "fpmd.service"),
+		"fpmd@blog.service": read(t, "fpmd@.service"),
+		"hard.service":      hardened(t),
+	} {
+		unit := filepath.Join(t.TempDir(), name)
+		if !strings.Contains(text, "ExecStart="+program+" ") {
+			t.Fatalf("%s does not start %s", name, program)
+		}
+		installed := strings.ReplaceAll(text, program, "/bin/true") // verify wants it to exist
+		if err := os.WriteFile(unit, []byte(installed), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", unit).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+		}
 	}
-	if !bytes.Contains(text, []byte("ExecStart="+program+" ")) {
-		t.Fatalf("fpmd.service does not start %s", program)
-	}
+}
+
+// hardened is fpmd.service with the directives of hardened.conf.
+func hardened(t *testing.T) string {
+	t.Helper()
+	return read(t, "fpmd.service") + read(t, "hardened.conf")
+}
+
+// systemd's own rating of the hardened unit is below 2.5, and what hardened.conf says it is.
+func TestHardenedUnitsRating(t *testing.T) {
 	unit := filepath.Join(t.TempDir(), "fpmd.service")
-	installed := bytes.ReplaceAll(text, []byte(program), []byte("/bin/true")) // verify wants it to exist
-	if err := os.WriteFile(unit, installed, 0o644); err != nil {
+	if err := os.WriteFile(unit, []byte(hardened(t)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", unit).CombinedOutput()
-	if err != nil || len(out) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=24", "--no-pager", unit).CombinedOutput()
+	if err != nil {
+		t.Errorf("systemd-analyze security: %v\n%s", err, out)
+	}
+	rated := regexp.MustCompile(`exposure level for fpmd.service: ([0-9.]+)`).FindSubmatch(out)
+	if rated == nil || !strings.Contains(read(t, "hardened.conf"), `rates it `+string(rated[1])+`,`) {
+		t.Errorf("hardened.conf does not have the rating %q", rated)
+	}
+}
+
+// The unit of an instance is fpmd.service, but for its configuration and its folder
+// in /run.
+func TestInstancesUnitIsTheUnit(t *testing.T) {
+	want, got := directives(t, "fpmd.service"), directives(t, "fpmd@.service")
+	want["Unit.Description"][0] += ", %i"
+	want["Unit.Documentation"][0] = "file:/etc/fpmd/%i.toml"
+	want["Service.ExecStart"][0] += " -c /etc/fpmd/%i.toml"
+	want["Service.ExecReload"][0] += " -c /etc/fpmd/%i.toml"
+	want["Service.RuntimeDirectory"][0] += "-%i"
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("fpmd@.service has\n%q, want\n%q", got, want)
 	}
 }
 
 // systemd waits longer than fpmd itself does, with every default.
 func TestUnitWaitsLongerThanFpmd(t *testing.T) {
 	_, pool := manager.Defaults()
-	all := directives(t)
+	all := directives(t, "fpmd.service")
 	for _, c := range []struct {
 		name string
 		fpmd time.Duration
@@ -92,7 +128,7 @@ func TestUnitWaitsLongerThanFpmd(t *testing.T) {
 // The folder that the unit makes is the one that fpmd uses when it is not told.
 func TestUnitMakesTheDefaultRuntimeDirectory(t *testing.T) {
 	supervisor, _ := manager.Defaults()
-	if dir := "/run/" + directive(t, directives(t), "Service.RuntimeDirectory"); dir != supervisor.RuntimeDir {
+	if dir := "/run/" + directive(t, directives(t, "fpmd.service"), "Service.RuntimeDirectory"); dir != supervisor.RuntimeDir {
 		t.Errorf("RuntimeDirectory= makes %s, runtime_dir is %s", dir, supervisor.RuntimeDir)
 	}
 }
@@ -100,15 +136,7 @@ func TestUnitMakesTheDefaultRuntimeDirectory(t *testing.T) {
 // The unit's comments have the README's table of signals: the same signals, and
 // the first words of what each means.
 func TestUnitSignalsAreTheReadmes(t *testing.T) {
-	unit, err := os.ReadFile("fpmd.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	readme, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, ok := strings.Cut(string(readme), "\n## Signals\n")
+	_, section, ok := strings.Cut(read(t, "../README.md"), "\n## Signals\n")
 	if !ok {
 		t.Fatal("README.md has no section Signals")
 	}
@@ -117,7 +145,7 @@ func TestUnitSignalsAreTheReadmes(t *testing.T) {
 	if len(rows) < 4 {
 		t.Fatalf("README.md: %d rows in the table of signals, want 4 at least", len(rows))
 	}
-	comment := strings.Join(strings.Fields(strings.ReplaceAll(string(unit), "\n#", " ")), " ")
+	comment := strings.Join(strings.Fields(strings.ReplaceAll(read(t, "fpmd.service"), "\n#", " ")), " ")
 	for _, row := range rows {
 		want := strings.ReplaceAll(row[1], "`", "") + " " + strings.TrimSpace(row[2])
 		if !strings.Contains(comment, want) {

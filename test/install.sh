@@ -22,7 +22,7 @@ want=(
 )
 # What boots a container to try the unit in, which only root can.
 if [ "$(id -u)" = 0 ]; then
-  want+=(systemd-nspawn:systemd-container pgrep:procps)
+  want+=(systemd-nspawn:systemd-container pgrep:procps /usr/sbin/logrotate:logrotate)
 fi
 
 missing=()
