@@ -26,7 +26,7 @@ build:
 $(BIN)/fpmd:
 	$(MAKE) build
 
-# What was built, below DESTDIR if a package is made of it. Nothing is enabled or started, what is in /etc is left as it is, and
+# What was built, below DESTDIR if a package is made of it. Nothing is enabled or started, configuration is left as it is, and
 # there is no user to make (sysusers.d): fpmd is root's, and the user of a pool is its operator's choice.
 install: $(BIN)/fpmd
 	install -D -m 755 $(BIN)/fpmd "$(DESTDIR)$(PREFIX)/bin/fpmd"
