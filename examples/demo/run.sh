@@ -86,13 +86,14 @@ while :; do
   fi
   sleep 0.05
 done
-try() { printf '  %-46s  %s\n' "$@"; }
+try() { printf '  %-52s  %s\n' "$@"; }
 printf '\n  The demo is at  http://%s/\n\n' "$addr"
 try "curl -i http://$addr/hello"  "one line, and who says it"
 try "curl http://$addr/env"       "what a WSGI application is given"
 try "curl http://$addr/pool"      "the pool's workers, as JSON"
 try "curl -N http://$addr/stream" "an answer that comes line by line"
 try "curl -i http://$addr/boom"   "an exception: 500, and its traceback here"
+try "$1 status -c $dir/fpmd.toml" "how it is: the pool, and its workers"
 try "kill -HUP $pid"              "roll all workers; no request is lost"
 try "^C"                          "ends it, and leaves nothing behind"
 echo
