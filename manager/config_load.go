@@ -98,11 +98,11 @@ func (e ConfigError) Error() string {
 			b.WriteString(s)
 		}
 	}
-	return printable(b.String())
+	return Printable(b.String())
 }
 
-// printable keeps a message one line, whatever a key or a file is called.
-func printable(s string) string {
+// Printable keeps a message one line, whatever a key or a file is called.
+func Printable(s string) string {
 	var b strings.Builder
 	for _, r := range s {
 		if unicode.IsPrint(r) {

@@ -23,7 +23,7 @@ const masked = "***"
 // text is Text on a machine that knows the users and groups of c.
 func (c *Config) text(m machine) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# What is in force after reading %s.\n", printable(strings.Join(c.Files, ", ")))
+	fmt.Fprintf(&b, "# What is in force after reading %s.\n", Printable(strings.Join(c.Files, ", ")))
 	fmt.Fprintf(&b, "# The values of env are masked (%q), but for PATH, where programs are looked up, and what env_file holds is left there; everything else is as it is.\n\n", masked)
 	b.WriteString("[supervisor]\n")
 	for _, s := range supervisorSettings {

@@ -506,7 +506,7 @@ python = ".venv/bin/python"
 user = "blog"
 group = "blog"
 env = { TOKEN = "${NONE}" }
-env_file = "/root/secrets"
+env_file = "/srv/closed/secrets"
 nice = -5
 rlimit_nofile = 65536
 [pool.b]

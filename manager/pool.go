@@ -24,7 +24,6 @@ type pool struct {
 	access    *accessLog // nil: off
 	numbers   atomic.Uint64
 	cutting   atomic.Bool                  // the stop is out of time: what has begun is not waited for
-	cuts      atomic.Int64                 // requests that this has ended
 	counts    [len(outcomes)]atomic.Uint64 // of requests that have ended
 	patience  time.Duration                // of a second exchange
 	seconds   bool                         // the kernel has what it takes to send some
@@ -257,12 +256,7 @@ func (p *pool) rolled(cfg *PoolConfig) int {
 	if cfg.PM == Static {
 		return size
 	}
-	serving := 0
-	for w := range p.workers {
-		if w.gen == p.gen && w.servesLocked() {
-			serving++
-		}
-	}
+	serving, _, _ := p.servingLocked()
 	least := 1
 	if cfg.PM == Dynamic {
 		least = cfg.StartWorkers
@@ -276,9 +270,7 @@ func (p *pool) scale(by int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.size = min(max(1, p.size+by), maxWorkers)
-	if p.gen != nil {
-		p.gen.kick()
-	}
+	p.gen.kick()
 	return p.size
 }
 
@@ -289,13 +281,21 @@ func (p *pool) readyLocked() {
 	}
 }
 
-func (p *pool) noneReadyLocked() bool {
+// servingLocked counts the workers in service of the generation that serves, and their slots.
+func (p *pool) servingLocked() (workers, slots, busy int) {
 	for w := range p.workers {
 		if w.gen == p.gen && w.servesLocked() {
-			return false
+			workers++
+			slots += len(w.slots)
+			busy += w.busySlots()
 		}
 	}
-	return true
+	return workers, slots, busy
+}
+
+func (p *pool) noneReadyLocked() bool {
+	workers, _, _ := p.servingLocked()
+	return workers == 0
 }
 
 // cutTime is how long clients whose requests are cut may take to be told so.
@@ -334,7 +334,7 @@ func (p *pool) stop(ctx context.Context) {
 	})
 	_ = p.server.Shutdown(told) // its error is told's
 	if !late() {
-		if n := p.cuts.Load(); n > 0 {
+		if n := p.counts[stopping].Load(); n > 0 {
 			p.log.Warn("requests cut by the stop", "requests", n, "cause", context.Cause(ctx))
 		}
 	}

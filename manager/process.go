@@ -57,15 +57,23 @@ func (l *launch) String() string {
 	return b.String()
 }
 
-// userName names whom a worker with cred runs as.
+// userName names whom a worker with cred runs as, in words.
 func userName(cred *Credential) string {
-	switch {
-	case cred == nil:
-		return fmt.Sprintf("uid %d", os.Geteuid())
-	case cred.Name == "":
-		return fmt.Sprintf("uid %d", cred.UID)
+	if cred == nil || cred.Name == "" {
+		return "uid " + bareUser(cred)
 	}
 	return "user " + cred.Name
+}
+
+// bareUser is his name, or his number.
+func bareUser(cred *Credential) string {
+	switch {
+	case cred == nil:
+		return strconv.Itoa(os.Geteuid())
+	case cred.Name == "":
+		return strconv.FormatUint(uint64(cred.UID), 10)
+	}
+	return cred.Name
 }
 
 // A process is one worker process that was ready when start returned it. All
@@ -215,7 +223,7 @@ func notStarted(err error) []any {
 	if len(e.lines) > 0 {
 		fields = append(fields, "last", telling(e.lines))
 	}
-	return append(fields, "command", e.launch.argv, "user", strings.TrimPrefix(userName(e.launch.cred), "user "), "directory", e.launch.dir)
+	return append(fields, "command", e.launch.argv, "user", bareUser(e.launch.cred), "directory", e.launch.dir)
 }
 
 // telling is the line that says most of why a process ended: of what a Go program prints

@@ -34,6 +34,8 @@ type Change struct {
 	Key string `json:"key"`
 	Old string `json:"old"`
 	New string `json:"new"`
+
+	fixed bool // it takes a restart
 }
 
 func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.Key, c.New, c.Old) }
@@ -76,12 +78,12 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 		next[p.Name] = p
 	}
 	if o, n := poolNames(m.pools), strings.Join(slices.Sorted(maps.Keys(next)), ", "); o != n && len(r.Pools) == 0 {
-		plan.Refused = append(plan.Refused, Change{"pools", o, n})
+		plan.Refused = append(plan.Refused, Change{Key: "pools", Old: o, New: n})
 	}
 	for _, p := range pools {
 		if next[p.name] == nil {
 			if len(r.Pools) > 0 {
-				plan.Refused = append(plan.Refused, Change{"pool." + p.name, "there", "gone"})
+				plan.Refused = append(plan.Refused, Change{Key: "pool." + p.name, Old: "there", New: "gone"})
 			}
 			continue
 		}
@@ -91,7 +93,7 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 		}
 		plan.Pools = append(plan.Pools, PoolPlan{p.name, changes, next[p.name]})
 		for _, c := range changes {
-			if slices.Contains(fixedOfPool, strings.TrimPrefix(c.Key, "pool."+p.name+".")) {
+			if c.fixed {
 				plan.Refused = append(plan.Refused, c)
 			}
 		}
@@ -106,7 +108,7 @@ func changesOf(old, next *PoolConfig) []Change {
 	for _, s := range poolSettings {
 		shown := mustShow(poolShown, s.name)
 		o, n := shown(&m, old), shown(&m, next)
-		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n)}
+		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n), slices.Contains(fixedOfPool, s.name)}
 		same := reflect.DeepEqual(o, n)
 		switch { // whose values are not shown
 		case s.name == "env":
@@ -153,7 +155,7 @@ func (m *Manager) supervisorChanges(next *Config, keys []string) []Change {
 	for _, key := range keys {
 		shown := mustShow(supervisorShown, key)
 		if o, n := changeText(shown(&m.cfg.Supervisor)), changeText(shown(&next.Supervisor)); o != n {
-			changes = append(changes, Change{"supervisor." + key, o, n})
+			changes = append(changes, Change{Key: "supervisor." + key, Old: o, New: n})
 		}
 	}
 	return changes
@@ -188,7 +190,7 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	m.reload.Lock()
 	defer m.reload.Unlock()
 	if m.stopped {
-		return errStopping
+		return ErrStopping
 	}
 	plan, err := m.Plan(cfg, r)
 	if err == nil && len(plan.Refused) > 0 {
@@ -216,7 +218,7 @@ func (m *Manager) Restart(ctx context.Context, names []string) error {
 	m.reload.Lock()
 	defer m.reload.Unlock()
 	if m.stopped {
-		return errStopping
+		return ErrStopping
 	}
 	pools, err := m.named(names)
 	if err != nil {
@@ -229,7 +231,8 @@ func (m *Manager) Restart(ctx context.Context, names []string) error {
 	return m.roll(ctx, next, "restart")
 }
 
-var errStopping = errors.New("fpmd is stopping")
+// ErrStopping refuses what a stop has no time for.
+var ErrStopping = errors.New("fpmd is stopping")
 
 // roll rolls the pools that next has, side by side. m.reload is held.
 func (m *Manager) roll(ctx context.Context, next map[string]*PoolConfig, what string) error {

@@ -441,9 +441,6 @@ func (x *exchange) account(o outcome) {
 	if o == clientGone {
 		x.status = o.status()
 	}
-	if o == stopping && p.cutting.Load() {
-		p.cuts.Add(1)
-	}
 	if x.cause == "" {
 		x.cause = cmp.Or(x.env.reason, outcomes[o].cause)
 	}

@@ -54,7 +54,6 @@ func (m *Manager) Status() Status {
 	for _, p := range m.pools {
 		s.Pools = append(s.Pools, p.status())
 	}
-	slices.SortFunc(s.Pools, func(a, b PoolStatus) int { return cmp.Compare(a.Name, b.Name) })
 	return s
 }
 
@@ -73,14 +72,15 @@ func (p *pool) status() PoolStatus {
 		}
 	}
 	p.mu.Lock()
-	s.Size, s.Queued = p.size, p.queue.n
+	s.Size, s.Queued, s.Generation = p.size, p.queue.n, p.gen.n
 	if p.lastErr != nil {
 		s.Error = p.lastErr.Error()
 	}
-	serving := 0
+	serving, slots, busy := p.servingLocked()
+	s.Slots, s.Busy = slots, busy
 	for w := range p.workers {
 		ws := WorkerStatus{
-			ID: w.id, Generation: w.gen.n, State: w.state.String(), Cause: w.cause, Slots: len(w.slots), Busy: w.taken - w.ungreeted, Served: w.served,
+			ID: w.id, Generation: w.gen.n, State: w.state.String(), Cause: w.cause, Slots: len(w.slots), Busy: w.busySlots(), Served: w.served,
 		}
 		if w.proc != nil {
 			ws.PID = w.proc.pid
@@ -89,11 +89,6 @@ func (p *pool) status() PoolStatus {
 			ready := w.readyAt
 			ws.Ready = &ready
 		}
-		if w.gen == p.gen && w.servesLocked() {
-			serving++
-			s.Slots += ws.Slots
-			s.Busy += ws.Busy
-		}
 		s.Workers = append(s.Workers, ws)
 	}
 	switch {
@@ -101,13 +96,10 @@ func (p *pool) status() PoolStatus {
 		s.State = "stopping"
 	case serving > 0:
 		s.State = "serving"
-	case p.gen != nil && p.gen.backoff.failing():
+	case p.gen.backoff.failing():
 		s.State = "failing"
 	case p.ready && cfg.PM == OnDemand:
 		s.State = "idle"
-	}
-	if p.gen != nil {
-		s.Generation = p.gen.n
 	}
 	p.mu.Unlock()
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return cmp.Compare(a.ID, b.ID) })
@@ -133,13 +125,10 @@ func (m *Manager) Figures() (f Figures) {
 		}
 		p.mu.Lock()
 		f.Queued += p.queue.n
-		for w := range p.workers {
-			if w.gen == p.gen && w.servesLocked() {
-				f.Slots += len(w.slots)
-				f.Busy += w.taken - w.ungreeted
-			}
-		}
+		_, slots, busy := p.servingLocked()
 		p.mu.Unlock()
+		f.Slots += slots
+		f.Busy += busy
 	}
 	return f
 }

@@ -131,9 +131,7 @@ func (g *generation) fill(w, old *worker) {
 // cameLocked notes that w is ready. pool.mu is held.
 func (g *generation) cameLocked(w *worker) {
 	w.readyAt = time.Now()
-	if g.cfg.PM != Static {
-		w.idleAt = w.readyAt
-	}
+	w.idleAt = w.readyAt
 	w.planEnd()
 	g.proven, g.slots = true, max(1, len(w.slots))
 	if g == g.pool.gen {
@@ -143,8 +141,8 @@ func (g *generation) cameLocked(w *worker) {
 }
 
 // leftLocked notes that w takes no further exchange, or never took one. Whoever served,
-// lived for long enough, or leaves by our own order has done well. When too many have failed in a row for the next to be
-// worth waiting for, nobody waits. pool.mu is held.
+// lived for long enough, or leaves by our own order has done well. When too many have failed
+// in a row for the next to be worth waiting for, nobody waits. pool.mu is held.
 func (g *generation) leftLocked(w *worker) {
 	p := g.pool
 	g.kick()
@@ -246,7 +244,7 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 		case w.state == draining && w.due != "":
 			h.draining = true
 		case w.servesLocked():
-			m := member{w: w, slots: len(w.slots), free: len(w.slots) - w.taken + w.ungreeted, idle: w.idleAt, until: w.until()}
+			m := member{w: w, slots: len(w.slots), free: len(w.slots) - w.busySlots(), idle: w.idleAt, until: w.until()}
 			if !w.proveLocked() {
 				m.trust = w.readyAt.Add(goodLife)
 			}

@@ -152,13 +152,7 @@ func TestWarningsOfFiles(t *testing.T) {
 			if tt.change != nil {
 				tt.change(&f)
 			}
-			ws := cfg.warnings(f)
-			switch {
-			case tt.want == "" && len(ws) > 0:
-				t.Errorf("%q", ws)
-			case tt.want != "" && (len(ws) != 1 || !strings.HasPrefix(ws[0].Error(), cfg.Path+tt.want)):
-				t.Errorf("%q, want %q", ws, tt.want)
-			}
+			wantWarning(t, cfg, f, tt.want)
 		})
 	}
 }

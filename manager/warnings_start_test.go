@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -88,13 +87,7 @@ func TestWarningsOfTheStart(t *testing.T) {
 				}
 				return nil
 			}
-			ws := cfg.warnings(f)
-			switch {
-			case tt.want == "" && len(ws) > 0:
-				t.Errorf("%q", ws)
-			case tt.want != "" && (len(ws) != 1 || !strings.HasPrefix(ws[0].Error(), cfg.Path+tt.want)):
-				t.Errorf("%q, want %q", ws, tt.want)
-			}
+			wantWarning(t, cfg, f, tt.want)
 		})
 	}
 }

@@ -106,14 +106,21 @@ func TestWarnings(t *testing.T) {
 			if tt.change != nil {
 				tt.change(&f)
 			}
-			ws := cfg.warnings(f)
-			switch {
-			case tt.want == "" && len(ws) > 0:
-				t.Errorf("%q", ws)
-			case tt.want != "" && (len(ws) != 1 || !strings.HasPrefix(ws[0].Error(), cfg.Path+tt.want)):
-				t.Errorf("%q, want %q", ws, tt.want)
-			}
+			wantWarning(t, cfg, f, tt.want)
 		})
+	}
+}
+
+// wantWarning wants one warning about cfg, which begins with want behind the file's name, or none when
+// that is "".
+func wantWarning(t *testing.T, cfg *Config, f facts, want string) {
+	t.Helper()
+	ws := cfg.warnings(f)
+	switch {
+	case want == "" && len(ws) > 0:
+		t.Errorf("%q", ws)
+	case want != "" && (len(ws) != 1 || !strings.HasPrefix(ws[0].Error(), cfg.Path+want)):
+		t.Errorf("%q, want %q", ws, want)
 	}
 }
 

@@ -136,6 +136,9 @@ func (w *worker) standLocked() {
 	}
 }
 
+// busySlots counts its slots that have an exchange. pool.mu is held.
+func (w *worker) busySlots() int { return w.taken - w.ungreeted }
+
 // servesLocked reports whether it is in service. pool.mu is held.
 func (w *worker) servesLocked() bool { return w.state == idle || w.state == busy }
 

@@ -17,7 +17,6 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"fpmd/manager"
 )
@@ -32,8 +31,7 @@ const statusHelp = `usage: fpmd status [-c FILE] [--json]
 Says how the fpmd that runs with that configuration is: its pools, and their
 workers.
 
-` + whereHelp + `  --json          for programs: names are not changed in later versions, only
-                  added
+` + whereHelp + `  --json          for programs: later versions add names, and change none
 
 exit codes: 0 every pool serves, or would; 1 one does not; 69 no fpmd is there
 to ask.
@@ -183,15 +181,14 @@ func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
 	return nil
 }
 
-// printable is s, which may have what an application has printed, with nothing in it that a
-// terminal would act upon, but for line ends and tabs.
+// printable is s, which may have what an application has printed, with escapes in the place of
+// all that a terminal would act upon, but for line ends.
 func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = manager.Printable(strings.ReplaceAll(line, "\t", "    "))
+	}
+	return strings.Join(lines, "\n")
 }
 
 // unwrapped is err without the URL, which is none that anybody knows.

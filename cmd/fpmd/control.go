@@ -19,8 +19,6 @@ import (
 	"fpmd/manager"
 )
 
-var errStopping = errors.New("fpmd is stopping")
-
 // A report is what GET /status of the control socket answers.
 type report struct {
 	Version string `json:"version"`
@@ -68,7 +66,7 @@ func (s *supervisor) serveControl(l net.Listener) {
 	act("POST /restart", func(r *http.Request) error { return s.ask(r, true) })
 	act("POST /scale", func(r *http.Request) error {
 		if s.stopping.Load() {
-			return errStopping
+			return manager.ErrStopping
 		}
 		q := r.URL.Query()
 		n, err := strconv.Atoi(q.Get("workers"))

@@ -205,7 +205,7 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 			switch sig {
 			case unix.SIGHUP, unix.SIGUSR2:
 				if stopped != nil {
-					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", "fpmd is stopping")
+					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", manager.ErrStopping)
 					continue
 				}
 				_ = s.rollings.ask(rolling{}, nil) // refused only by a stop, and that was looked at
@@ -239,7 +239,7 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 			stopped = make(chan struct{})
 			s.stopping.Store(true)
 			s.notify(daemon.SdNotifyStopping, "stopping")
-			endReloads(errStopping)
+			endReloads(manager.ErrStopping)
 			go func() { // ends with the last worker
 				endFront()
 				s.m.Stop(now)
@@ -264,7 +264,7 @@ func (s *supervisor) reopen() error {
 }
 
 func (s *supervisor) reloadLoop(ctx context.Context) {
-	defer s.rollings.end(errStopping)
+	defer s.rollings.end(manager.ErrStopping)
 	for {
 		b := s.rollings.take()
 		if b == nil {
