@@ -165,6 +165,7 @@ type supervisor struct {
 	logs     *manager.Logs
 	signals  chan os.Signal
 	rollings *rollings
+	ready    atomic.Bool // every pool has been, and systemd was told
 	stopping atomic.Bool
 	state    atomic.Pointer[string] // what systemd was told last, in words
 	figures  manager.Figures        // at the last pulse
@@ -182,8 +183,9 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 	wg.Go(func() {                            // ends when ready, or with now
 		select {
 		case <-s.m.Ready():
-			s.log.Info("every pool is ready")
 			s.notify(daemon.SdNotifyReady, "serving")
+			s.ready.Store(true)
+			s.log.Info("every pool is ready")
 		case <-now.Done():
 		}
 	})
@@ -279,7 +281,7 @@ func (s *supervisor) reloadLoop(ctx context.Context) {
 			b.tell(context.Cause(ctx))
 			return
 		}
-		ready := s.ready()
+		ready := s.ready.Load()
 		if ready { // else systemd still waits for the start, which a reload does not end
 			s.notify(daemon.SdNotifyReloading, "reloading")
 		}
@@ -292,16 +294,6 @@ func (s *supervisor) reloadLoop(ctx context.Context) {
 			s.notify(daemon.SdNotifyReady, status)
 		}
 		b.tell(err)
-	}
-}
-
-// ready reports whether every pool has been ready.
-func (s *supervisor) ready() bool {
-	select {
-	case <-s.m.Ready():
-		return true
-	default:
-		return false
 	}
 }
 
