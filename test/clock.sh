@@ -11,11 +11,13 @@ awk '
   { print }
   /^func Now\(\) Time \{$/ { now = 1 }
   now && /:= runtimeNow\(\)$/ {
-    print "\tsec += [...]int64{0, 365 * 86400, -3650 * 86400, 3600, -5, 0, -400 * 86400}[uint64(runtimeNano()-startNano)/1e9%7]"
+    print "\tif mono != 0 { // in a bubble of testing/synctest there is no clock but this one"
+    print "\t\tsec += [...]int64{0, 365 * 86400, -3650 * 86400, 3600, -5, 0, -400 * 86400}[uint64(runtimeNano()-startNano)/1e9%7]"
+    print "\t}"
     now = 0; done = 1
   }
   END { exit !done }
 ' "$time" >"$tmp/time.go" || { echo "clock.sh: $time has no time.Now as it knows it" >&2; exit 1; }
 printf '{"Replace": {"%s": "%s"}}\n' "$time" "$tmp/time.go" >"$tmp/overlay.json"
 $go test -overlay "$tmp/overlay.json" -count=1 -timeout 15m \
-  -run 'Timeout|Queue|Reload|Slow|Stop|Leaves|BootFailed|Killed|Signals|Removed|Deadline|Shutdown' ./fcgi ./protocol ./manager ./cmd/fpmd
+  -run 'Timeout|Queue|Reload|Slow|Stop|Leaves|BootFailed|Killed|Signals|Removed|Deadline|Shutdown|OnDemand|Dynamic|Recycling|Scale' ./fcgi ./protocol ./manager ./cmd/fpmd
