@@ -37,6 +37,7 @@ type Supervisor struct {
 	Log        string     // absolute; "": standard error
 	User       string     // of pools that name none, when fpmd is root; "": none
 	Procs      int        // processors that Go code runs on at once; 0: what measurement advises
+	MaxWorkers int        // of all pools together; 0: each pool's own limit will do
 }
 
 // PoolConfig is a [pool.NAME] table.

@@ -25,6 +25,7 @@ import (
 // the hand.
 const (
 	maxWorkers        = 1024 // of one pool
+	maxAllWorkers     = 64 * maxWorkers
 	maxProcs          = 1024
 	maxQueueSize      = 1 << 20
 	maxBacklog        = 1<<16 - 1
@@ -84,6 +85,7 @@ var supervisorSettings = []setting[Supervisor]{
 		}
 	}},
 	{"procs", func(v value, s *Supervisor) { v.integer(&s.Procs, 0, maxProcs) }},
+	{"max_workers", func(v value, s *Supervisor) { v.integer(&s.MaxWorkers, 0, maxAllWorkers) }},
 }
 
 // A draft is a pool that is being read.
@@ -456,8 +458,28 @@ func (l *loader) check(main *document) {
 			}
 		}
 	}
+	l.checkMaxWorkers(main)
 	if len(l.pools) == 0 && len(l.errs) == 0 {
 		l.refuse(main, 1, "", "", "no pool: want at least one table [pool.NAME], here or in a file that supervisor.include names")
+	}
+}
+
+// checkMaxWorkers refuses a limit over all pools below which one of them could not live.
+func (l *loader) checkMaxWorkers(main *document) {
+	most, fixed, others := l.cfg.Supervisor.MaxWorkers, 0, 0
+	for _, d := range l.pools {
+		if v, given := d.given["workers"]; given && v.refused() {
+			return
+		}
+		if d.PM == Static {
+			fixed += d.Workers
+		} else {
+			others++
+		}
+	}
+	if most > 0 && most < fixed+others {
+		key := toml.Key{"supervisor", "max_workers"}
+		l.refuse(main, main.line(key), key.String(), strconv.Itoa(most), "the static pools have %d workers, and of the others %d want one each: want %d or more, or fewer workers", fixed, others, fixed+others)
 	}
 }
 

@@ -100,6 +100,7 @@ var supervisorShown = map[string]func(*Supervisor) any{
 	"log":         func(s *Supervisor) any { return s.Log },
 	"user":        func(s *Supervisor) any { return s.User },
 	"procs":       func(s *Supervisor) any { return s.Procs },
+	"max_workers": func(s *Supervisor) any { return s.MaxWorkers },
 }
 
 const (

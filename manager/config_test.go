@@ -227,6 +227,7 @@ log_format = "json"
 log = "/var/log/fpmd.log"
 user = "www-data"
 procs = 2
+max_workers = 500
 
 [pool.blog]
 listen = ["/run//fpmd/blog.sock", "[::1]:09000", "LocalHost:9001", ":9002"]
@@ -285,7 +286,7 @@ func TestEverySetting(t *testing.T) {
 	cfg := mustLoad(t, testMachine(0), everySetting)
 	sup := Supervisor{
 		RuntimeDir: "/var/run/fpmd", Include: nil, LogLevel: slog.LevelDebug, LogFormat: "json",
-		Log: "/var/log/fpmd.log", User: "www-data", Procs: 2,
+		Log: "/var/log/fpmd.log", User: "www-data", Procs: 2, MaxWorkers: 500,
 	}
 	if !reflect.DeepEqual(cfg.Supervisor, sup) {
 		t.Errorf("[supervisor] is\n%+v, want\n%+v", cfg.Supervisor, sup)

@@ -57,7 +57,8 @@ type Manager struct {
 	pools   []*pool
 	control *listener     // guarded by reload; nil: there is none
 	starts  chan struct{} // has room for as many workers as start at once
-	ids     atomic.Int64  // of workers
+	rations rations
+	ids     atomic.Int64 // of workers
 
 	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
@@ -98,6 +99,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 			return nil, err
 		}
 	}
+	m.rations.set(cfg.Supervisor.MaxWorkers)
 	for _, pc := range cfg.Pools {
 		p := newPool(m, pc)
 		m.pools = append(m.pools, p)

@@ -28,6 +28,7 @@ type pool struct {
 	patience  time.Duration                // of a second exchange
 	seconds   bool                         // the kernel has what it takes to send some
 	cfg       atomic.Pointer[PoolConfig]   // of the serving generation; stored under mu
+	claim     *claim                       // on a share of max_workers
 
 	// mu guards the states of workers and what follows. No I/O and no wait
 	// happens under it.
@@ -63,6 +64,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		bringUp:   func(ctx context.Context, w *worker) error { return w.start(ctx) },
 	}
 	p.size = cfg.Workers
+	p.claim = m.rations.join(cfg)
 	p.cfg.Store(cfg)
 	p.server = &fcgi.Server{
 		Handler:      p.serve,
@@ -87,6 +89,9 @@ func (p *pool) enrolLocked(w *worker) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.workers, w)
+		if w.vacates {
+			p.mgr.rations.left()
+		}
 		w.gen.kick() // another may wait to be replaced until it is
 	})
 }

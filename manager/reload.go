@@ -16,6 +16,7 @@ import (
 // not changed, only added.
 type Plan struct {
 	Refused []Change   `json:"refused"` // what takes a restart: with any, nothing is reloaded
+	Changes []Change   `json:"changes"` // of [supervisor], that count at once
 	Later   []Change   `json:"later"`   // what counts from the next start on
 	Pools   []PoolPlan `json:"pools"`   // those that are rolled, in order of their names
 }
@@ -48,6 +49,7 @@ var (
 	}
 	fixedOfSupervisor = []string{"runtime_dir"}
 	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs"}
+	liveOfSupervisor  = []string{"max_workers"}
 )
 
 // A Reloading is which pools are rolled.
@@ -66,6 +68,7 @@ func (m *Manager) Known(pools []string) error {
 func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 	plan := Plan{
 		Refused: m.supervisorChanges(cfg, fixedOfSupervisor),
+		Changes: m.supervisorChanges(cfg, liveOfSupervisor),
 		Later:   m.supervisorChanges(cfg, laterOfSupervisor),
 		Pools:   []PoolPlan{},
 	}
@@ -151,10 +154,12 @@ func envChange(env, other map[string]string) string {
 }
 
 func (m *Manager) supervisorChanges(next *Config, keys []string) []Change {
+	old := m.cfg.Supervisor
+	old.MaxWorkers = m.rations.limit()
 	changes := []Change{}
 	for _, key := range keys {
 		shown := mustShow(supervisorShown, key)
-		if o, n := changeText(shown(&m.cfg.Supervisor)), changeText(shown(&next.Supervisor)); o != n {
+		if o, n := changeText(shown(&old)), changeText(shown(&next.Supervisor)); o != n {
 			changes = append(changes, Change{Key: "supervisor." + key, Old: o, New: n})
 		}
 	}
@@ -203,6 +208,10 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	for _, c := range plan.Later {
 		m.log.Warn("configuration", "warning", c.String()+": that counts from the next start on")
 	}
+	for _, c := range plan.Changes {
+		m.log.Info("configuration", "change", c.String())
+	}
+	m.rations.set(cfg.Supervisor.MaxWorkers)
 	next := make(map[string]*PoolConfig)
 	for _, p := range plan.Pools {
 		for _, c := range p.Changes {

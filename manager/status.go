@@ -24,9 +24,10 @@ type PoolStatus struct {
 	Error       string         `json:"error,omitempty"` // why the last worker that failed to start did
 	Listen      []string       `json:"listen"`
 	Generation  int            `json:"generation"`
-	Size        int            `json:"size"`  // workers that there are to be, or may be
-	Slots       int            `json:"slots"` // of workers in service
-	Busy        int            `json:"busy"`  // slots that have something to do
+	Size        int            `json:"size"`             // workers that there are to be, or may be
+	Ration      int            `json:"ration,omitempty"` // the same, as far as max_workers has them for this pool now
+	Slots       int            `json:"slots"`            // of workers in service
+	Busy        int            `json:"busy"`             // slots that have something to do
 	Queued      int            `json:"queued"`
 	QueueSize   int            `json:"queue_size"`
 	Connections int            `json:"connections"`
@@ -73,6 +74,7 @@ func (p *pool) status() PoolStatus {
 	}
 	p.mu.Lock()
 	s.Size, s.Queued, s.Generation = p.size, p.queue.n, p.gen.n
+	s.Ration = p.mgr.rations.of(p)
 	if p.lastErr != nil {
 		s.Error = p.lastErr.Error()
 	}

@@ -62,7 +62,7 @@ func (g *generation) steward() {
 		}
 		now := time.Now()
 		p.mu.Lock()
-		d := g.headcountLocked(now).decide(g.cfg)
+		d := p.mgr.rations.decide(g, g.headcountLocked(now))
 		starts := make([]*worker, d.start)
 		for i := range starts {
 			starts[i] = g.newWorkerLocked()
@@ -175,7 +175,9 @@ func (g *generation) retire(cause string) {
 // A headcount is what the size of a generation is decided by.
 type headcount struct {
 	now       time.Time
-	size      int       // workers that there may be; of a static pool, that there are
+	limit     int       // workers that there may be; of a static pool, that there are
+	size      int       // as limit, as far as max_workers has them for this pool
+	room      int       // how many more max_workers has room for by now
 	launching int       // on their way
 	ready     []member  // in service, least recently used first
 	waiting   bool      // one of them, for who takes its place
@@ -232,7 +234,7 @@ const (
 func (g *generation) headcountLocked(now time.Time) headcount {
 	p := g.pool
 	h := headcount{
-		now: now, size: p.size, slots: g.slots, queued: p.queue.n, ahead: cap(p.mgr.starts),
+		now: now, limit: p.size, slots: g.slots, queued: p.queue.n, ahead: cap(p.mgr.starts),
 		fresh: g.fresh, unproven: !g.proven, failing: g.backoff.failing(), notBefore: g.backoff.next,
 		batch: g.batch, batchAt: g.batchAt, shrunkAt: g.shrunkAt,
 	}
@@ -259,12 +261,11 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 // decide is the policy of a generation's size. It has no effect, and no memory of
 // its own.
 func (h headcount) decide(cfg *PoolConfig) (d decision) {
-	stay := len(h.ready)
-	if h.waiting {
-		stay-- // it is as good as gone
-	}
-	if stay > h.size { // who is on the way can leave when he has come, and may never come
-		d.leave = h.surplus(stay - h.size)
+	stay := h.stay()
+	if stay > h.limit { // who is on the way can leave when he has come, and may never come
+		d.leave = h.surplus(stay-h.limit, "scaled down")
+	} else if stay > h.size {
+		d.leave = h.surplus(stay-h.size, yielded)
 	}
 	have := stay + h.launching
 	more := h.size - have
@@ -279,7 +280,7 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 		}
 	}
 	// Who is ordered waits for his turn, and comes even if nobody needs him by then.
-	more = min(more, h.ahead-h.launching)
+	more = min(more, h.ahead-h.launching, h.room)
 	if h.unproven { // an application that is broken says so once, and not once for each worker
 		more = min(more, 1-h.launching)
 	}
@@ -300,11 +301,12 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 		d.start = min(more, 2*h.batch, mostAtOnce)
 	}
 	coming := h.launching + d.start
-	room := cfg.PM != Static && have < h.size
-	d.hungry = room && coming == 0 && d.delayed.IsZero()
+	grows := cfg.PM != Static && have < h.limit
+	pressed := grows && h.queued > 0 && coming == 0 && (have >= h.size || h.room == 0) // others have what it needs
+	d.hungry = grows && coming == 0 && d.delayed.IsZero() && !pressed
 	// The spare ones are counted once in a while, not for each request; so are those that
-	// wait while the next worker loads.
-	if cfg.PM == Dynamic || room && coming > 0 {
+	// wait while the next worker loads, or another pool's leaves.
+	if cfg.PM == Dynamic || grows && coming > 0 || pressed {
 		d.lookAt(h.now.Add(batchEvery))
 	}
 	if coming == 0 && len(d.leave) == 0 && !h.waiting && !h.draining {
@@ -317,6 +319,40 @@ func (d *decision) lookAt(t time.Time) {
 	if d.again.IsZero() || t.Before(d.again) {
 		d.again = t
 	}
+}
+
+// yielded is why a worker leaves that max_workers has for another pool.
+const yielded = "max_workers"
+
+// stay is how many of those that are ready stay.
+func (h headcount) stay() int {
+	if h.waiting {
+		return len(h.ready) - 1 // it is as good as gone
+	}
+	return len(h.ready)
+}
+
+// neededFor is how long a worker counts as needed after its last request: a lull of a moment is no
+// reason to end it for another pool's sake, and to start it again.
+const neededFor = time.Second
+
+// needed is how many workers the requests that there are, or were a moment ago, keep busy; of a generation
+// that has had none, or none that came up, at least the one that shows whether it does.
+func (h headcount) needed(cfg *PoolConfig) int {
+	if cfg.PM == Static {
+		return h.limit
+	}
+	n, free := 0, 0
+	for _, m := range h.ready {
+		if free += m.free; m.free < m.slots || h.now.Sub(m.idle) < neededFor {
+			n++
+		}
+	}
+	n += (max(h.queued-free, 0) + h.slots - 1) / h.slots
+	if h.fresh || len(h.ready) == 0 && h.failing {
+		return max(n, 1)
+	}
+	return n
 }
 
 // first is how many workers the generation begins with.
@@ -347,11 +383,11 @@ func (h headcount) demand(cfg *PoolConfig) int {
 }
 
 // surplus is n workers that leave because there may not be so many, idle ones first.
-func (h headcount) surplus(n int) (leave []departure) {
+func (h headcount) surplus(n int, why string) (leave []departure) {
 	for _, wantFree := range []bool{true, false} {
 		for _, m := range h.ready {
 			if (m.free == m.slots) == wantFree && len(leave) < n {
-				leave = append(leave, departure{m.w, "scaled down"})
+				leave = append(leave, departure{m.w, why})
 			}
 		}
 	}

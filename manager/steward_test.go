@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"slices"
 	"testing"
 	"time"
@@ -131,9 +132,16 @@ func TestDecide(t *testing.T) {
 		"ondemand, due and idle":          {ondemand, headcount{size: 9, ready: due(crew(1, 0), 0, longAgo), batchAt: longAgo}, 0, []int{0}, -1, -1},
 		"ondemand, due and busy":          {ondemand, headcount{size: 9, ready: due(crew(1, 1), 0, longAgo), batchAt: longAgo}, 1, nil, 0, 2 * time.Second},
 		"ondemand, idle, will be due":     {ondemand, headcount{size: 9, ready: due(crew(1, 0), 0, noon.Add(time.Millisecond)), batchAt: longAgo}, 0, nil, -1, time.Millisecond},
+		"ondemand, others need one":       {ondemand, headcount{limit: 9, size: 1, ready: crew(2, 1), batchAt: longAgo}, 0, []int{0}, -1, -1},
+		"ondemand, no room, many wait":    {ondemand, headcount{limit: 9, size: 2, ready: crew(1, 1), queued: 9, batchAt: longAgo}, 0, nil, -1, batchEvery},
+		"ondemand, room again":            {ondemand, headcount{limit: 9, size: 2, room: 1, ready: crew(1, 1), queued: 9, batchAt: longAgo}, 1, nil, -1, batchEvery},
 		"ondemand, busy":                  {ondemand, headcount{size: 9, ready: crew(1, 1), batchAt: longAgo}, 0, nil, -1, 2 * time.Second},
 	} {
 		tt.h.now, tt.h.slots, tt.h.ahead = noon, 2, 8
+		tt.h.limit = cmp.Or(tt.h.limit, tt.h.size)
+		if tt.h.limit == tt.h.size {
+			tt.h.room = tt.h.size // nobody else wants any
+		}
 		d := tt.h.decide(tt.cfg)
 		replace, again := -1, time.Duration(-1)
 		if d.replace != nil {

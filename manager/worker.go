@@ -77,6 +77,7 @@ type worker struct {
 	dieAt     time.Time // when it is due; zero: never
 	due       string    // why it is; it stays so
 	next      *worker   // takes its place as soon as it is ready; nil, or it has failed: nobody does
+	vacates   bool      // nobody has its share of max_workers until it is gone
 
 	proved  chan struct{}  // closed when it has answered its first exchange
 	leaving chan struct{}  // closed when it takes no further exchange

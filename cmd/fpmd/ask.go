@@ -253,6 +253,9 @@ func planText(plan manager.Plan) string {
 		b.WriteString("all stays as it is\n")
 		return b.String()
 	}
+	for _, c := range plan.Changes {
+		fmt.Fprintf(&b, "at once: %s\n", c)
+	}
 	for _, c := range plan.Later {
 		fmt.Fprintf(&b, "from the next start on: %s\n", c)
 	}
@@ -374,6 +377,9 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "\npool %s: %s, %s, generation %d, on %s\n", p.Name, p.State, p.PM, p.Generation, strings.Join(p.Listen, " "))
 		fmt.Fprintf(w, "  %d of %d slots busy, %d of %d places in the queue taken, %d connections; %d requests, %d failed\n",
 			p.Busy, p.Slots, p.Queued, p.QueueSize, p.Connections, all, failed)
+		if p.Ration > 0 && p.Ration < p.Size {
+			fmt.Fprintf(w, "  at most %d workers instead of %d: max_workers leaves it no more\n", p.Ration, p.Size)
+		}
 		if p.Error != "" && p.State != "serving" {
 			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))
 		}

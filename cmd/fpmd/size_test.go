@@ -304,3 +304,51 @@ def application(environ, start_response):
 		})
 	}
 }
+
+// Pools together have no more than max_workers: one that is asked for more gives workers up when another is
+// asked, no request of either fails, and a reload that changes the limit counts at once.
+func TestMaxWorkers(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), sizeApp)
+	const elastic = "pm = \"ondemand\"\nworkers = 4\nidle_timeout = \"60s\""
+	config := strings.Replace(wsgiPool(dir, elastic), "[supervisor]\n", "[supervisor]\nmax_workers = 4\n", 1)
+	other := filepath.Join(dir, "other.sock")
+	_, pool, _ := strings.Cut(strings.Replace(config, "app.sock", "other.sock", 1), "[pool.app]")
+	config += "\n[pool.other]" + pool
+	d := serve(t, dir, config)
+	counts := func() (n [2]int) { // of workers that do not leave
+		for i, p := range d.status().Pools {
+			for _, w := range p.Workers {
+				if w.State != "draining" {
+					n[i]++
+				}
+			}
+		}
+		return n
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	load := func(sock string) {
+		for range 8 {
+			wg.Go(func() { // ends with ctx
+				for ctx.Err() == nil {
+					if answer, err := askPath(sock, "/slow"); err != nil || !strings.HasPrefix(answer, "Status: 200") {
+						t.Errorf("got %.200q, %v", answer, err)
+					}
+				}
+			})
+		}
+	}
+	load(d.sock())
+	d.wait("all but one for who is asked", func() bool { n := counts(); return n[0] >= 3 && n[0]+n[1] == 4 })
+	load(other)
+	d.wait("a half for each", func() bool { return counts() == [2]int{2, 2} })
+	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "max_workers = 4", "max_workers = 6", 1))
+	d.signal(syscall.SIGHUP)
+	d.waitLog("msg=reloaded")
+	d.waitLog("supervisor.max_workers is now 6, not 4")
+	d.wait("three for each", func() bool { return counts() == [2]int{3, 3} })
+	cancel()
+}
