@@ -29,6 +29,9 @@ type Options struct {
 	// Batch says that this process has put itself under SCHED_BATCH, which is
 	// not meant for its workers.
 	Batch bool
+	// CheckEvery is how often pools are checked for whether all adds up that they keep; 0: every
+	// few seconds.
+	CheckEvery time.Duration
 	// Control, unless nil, serves the control socket until the listener is closed: at the stop, or
 	// when the socket has to be made anew because somebody has removed it.
 	Control func(net.Listener)

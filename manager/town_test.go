@@ -231,49 +231,16 @@ func (v *town) check(when string) {
 			}
 		}
 	})
-	free := make(map[*worker]int)
-	for _, s := range v.idle {
-		free[s.w]++
-		if s.w.gen != v.gen || !s.w.servesLocked() {
-			wrong("a free slot is of a worker that is %v", s.w.state)
-		}
-		if _, listed := v.workers[s.w]; !listed {
-			wrong("a free slot is of a worker that is in no list")
-		}
-	}
-	if v.queue.n > 0 && len(v.idle) > 0 {
-		wrong("%d wait, and %d slots are free", v.queue.n, len(v.idle))
+	for _, w := range v.wrongLocked() {
+		wrong("%s", w)
 	}
 	have := 0 // of the serving generation
 	for w := range v.workers {
-		free := free[w] + len(w.spare)
-		if w.gen == v.gen && (w.state == starting || w.servesLocked()) {
+		if w.gen != v.gen || w.state != starting && !w.servesLocked() {
+			continue
+		}
+		if n := w.next; n == nil || n.state != starting && !n.servesLocked() { // else it is as good as gone
 			have++
-		}
-		switch {
-		case w.state == starting:
-			if w.taken != w.ungreeted || free > 0 {
-				wrong("worker %d is starting, %d of its slots are taken and %d free", w.id, w.taken, free)
-			}
-		case w.servesLocked():
-			if w.taken+free != len(w.slots) {
-				wrong("worker %d has %d slots, %d are taken and %d free", w.id, len(w.slots), w.taken, free)
-			}
-			if (w.state == busy) != (w.taken > 0) {
-				wrong("worker %d is %v, and %d of its slots are taken", w.id, w.state, w.taken)
-			}
-			if n := w.next; n != nil && w.gen == v.gen && (n.state == starting || n.servesLocked()) {
-				have-- // it is as good as gone
-			}
-		case w.cause == "":
-			wrong("worker %d is %v for no reason", w.id, w.state)
-		case free > 0:
-			wrong("worker %d is %v, and %d of its slots are free", w.id, w.state, free)
-		}
-		select {
-		case <-w.gone:
-			wrong("worker %d is gone, and still listed", w.id)
-		default:
 		}
 	}
 	if have > max(v.size, v.before) {

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -21,8 +22,19 @@ const (
 func (m *Manager) upkeep(ctx context.Context) {
 	t := time.NewTicker(upkeepEvery)
 	defer t.Stop()
+	checks := time.NewTicker(cmp.Or(m.opts.CheckEvery, checkEvery))
+	defer checks.Stop()
+	checkers := make([]checker, len(m.pools))
+	for i, p := range m.pools {
+		checkers[i].pool = p
+	}
 	for most := 0; ; {
 		select {
+		case <-checks.C:
+			for i := range checkers {
+				checkers[i].check(time.Now())
+			}
+			continue
 		case <-t.C:
 		case <-ctx.Done():
 			return

@@ -98,7 +98,7 @@ func TestLivesLeaveNothing(t *testing.T) {
 	t.Setenv("FPMD_TEST_COUNTS", filepath.Join(dir, "counts"))
 	d := serve(t, dir, good)
 	pid := d.cmd.Process.Pid
-	lines := func(text string) int { return strings.Count(d.log.String(), text) }
+	lines := d.log.Count
 	happened := func() int {
 		return lines("msg=\"worker ready\"") + lines("msg=\"worker gone\"") + lines("msg=\"worker did not start\"")
 	}

@@ -59,6 +59,9 @@ func (l *serveLine) flags() *flag.FlagSet {
 	return f
 }
 
+// selfCheckEvery is how often fpmd looks whether all adds up that it keeps; 0: as often as the manager will.
+var selfCheckEvery time.Duration
+
 func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var line serveLine
 	f := line.flags()
@@ -109,7 +112,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		Logger: log, Logs: logs,
 		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command},
 		Batch:   batch,
-		Control: s.serveControl,
+		Control: s.serveControl, CheckEvery: selfCheckEvery,
 	})
 	if err != nil {
 		return err
