@@ -489,7 +489,13 @@ func (d *draft) checkListen() {
 		return
 	}
 	tcp, open := false, ""
+	run := d.l.cfg.Supervisor.RuntimeDir
 	for _, a := range d.Listen {
+		switch rest, below := strings.CutPrefix(a.Address, run+"/"); {
+		case a.Network != "unix" || !below:
+		case rest == "lock", rest == filepath.Base(ControlSocket(run)), strings.HasPrefix(rest, "workers/"), rest == "workers":
+			d.given["listen"].refuse("%s is fpmd's own, in runtime_dir: want another name, such as %q", a.Address, filepath.Join(run, d.Name+".sock"))
+		}
 		tcp = tcp || a.Network == "tcp"
 		if !a.loopback() && open == "" {
 			open = a.Address
