@@ -16,6 +16,7 @@ import (
 // check --boot says of each pool whether a worker comes up, and of one that does
 // not all that it takes to mend it; beside a running fpmd, and nothing is left behind.
 func TestCheckBoot(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	write(t, filepath.Join(dir, "broken.py"), "import nonesuch\n")
@@ -116,6 +117,7 @@ start_timeout = "2s"
 // What serve ends with at its start, check warns of before: both name the key, and
 // say what would do.
 func TestCheckSaysWhatServeEndsWith(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		from, to string // of the configuration, where D is its folder
 		key      string // with the value

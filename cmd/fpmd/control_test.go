@@ -44,6 +44,7 @@ func (d *process) status() (r report) {
 // Whoever asks over the control socket is told how fpmd is, has it changed, and is told the
 // end of what he asked for, in words and by the exit code.
 func TestControl(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	app := filepath.Join(dir, "app.py")
 	write(t, app, fmt.Sprintf(versionApp, "old"))
@@ -119,6 +120,7 @@ func TestStatusOfAFailingPool(t *testing.T) {
 // A reload of some pools leaves the others as they are; a plan says before what it would do,
 // with the keys that have changed; a restart does not look at the configuration.
 func TestReloadOfSome(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	config := func(a, b string) string {
@@ -310,6 +312,7 @@ func TestReadyIsNotSaidTooEarly(t *testing.T) {
 // All who ask for a reload are told the end of one that began after they asked; there are
 // no more of them than are needed for that.
 func TestReloadsTogether(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), fmt.Sprintf(versionApp, "v"))
 	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
@@ -361,6 +364,7 @@ func TestControlIsNotForOthers(t *testing.T) {
 
 // A control socket that somebody removes is made again.
 func TestControlSocketRemoved(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	d := serve(t, dir, wsgiPool(dir, "workers = 1"))

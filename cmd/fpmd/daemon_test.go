@@ -214,12 +214,19 @@ func launch(t *testing.T, dir, config string, args ...string) *process {
 
 func launchBinary(t *testing.T, binary, dir, config string, args ...string) *process {
 	t.Helper()
+	d := prepare(t, binary, dir, config, args...)
+	d.start()
+	return d
+}
+
+// prepare is launchBinary up to its start.
+func prepare(t *testing.T, binary, dir, config string, args ...string) *process {
+	t.Helper()
 	d := &process{t: t, dir: dir, exited: make(chan struct{})}
 	path := filepath.Join(dir, "fpmd.toml")
 	write(t, path, config)
 	d.cmd = exec.Command(binary, append([]string{"serve", "-c", path}, args...)...)
 	d.cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
-	d.start()
 	return d
 }
 

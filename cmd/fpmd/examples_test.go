@@ -57,6 +57,7 @@ func expect(t *testing.T, method, url string, body io.Reader, part string) *http
 
 // Every form that a WSGI application takes answers behind nginx.
 func TestExampleWSGI(t *testing.T) {
+	t.Parallel()
 	for _, form := range []struct {
 		name, wsgi, path, want string
 		timed                  bool // by middleware
@@ -79,6 +80,7 @@ func TestExampleWSGI(t *testing.T) {
 
 // Flask behind nginx: a page, a form, the environ, a stream and an upload.
 func TestExampleFlask(t *testing.T) {
+	t.Parallel()
 	site := serveExample(t, "flask", "app:app")
 	expect(t, "GET", site+"/", nil, "<h1>Hello.</h1>")
 	expect(t, "GET", site+"/environ?q=1", nil, `"QUERY_STRING":"q=1"`)
@@ -97,6 +99,7 @@ func TestExampleFlask(t *testing.T) {
 // Django behind nginx: the environ, a stream, and a form that is taken with
 // the token it came with, and refused without.
 func TestExampleDjango(t *testing.T) {
+	t.Parallel()
 	site := serveExample(t, "django", "mysite.wsgi:application")
 	expect(t, "GET", site+"/environ?q=1", nil, `"QUERY_STRING": "q=1"`)
 	expect(t, "GET", site+"/count", nil, "1\n2\n3\n4\n5\n")
@@ -137,6 +140,7 @@ func TestExampleDjango(t *testing.T) {
 // A Go Application behind nginx: its page, and a clock that comes while it
 // runs and ends when its client leaves.
 func TestExampleGoApplication(t *testing.T) {
+	t.Parallel()
 	d, site := serveGoExample(t, "go-application")
 	expect(t, "POST", site+"/page", strings.NewReader("12345"), "POST /page, 5 bytes of body.")
 	leaveAfter(t, site+"/clock", regexp.MustCompile(`^\d\d:\d\d:\d\d\n$`))
@@ -147,6 +151,7 @@ func TestExampleGoApplication(t *testing.T) {
 // A Go http.Handler behind nginx: a query, an upload, a method that is refused
 // by its mux, and events that come while it runs.
 func TestExampleGoHandler(t *testing.T) {
+	t.Parallel()
 	_, site := serveGoExample(t, "go-handler")
 	expect(t, "GET", site+"/?name=you", nil, "Hello, you!\n")
 	sent := bytes.Repeat([]byte("fpmd"), 75_000)

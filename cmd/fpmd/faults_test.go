@@ -359,6 +359,7 @@ func TestUserGone(t *testing.T) {
 // Without its interpreter no worker starts and no reload is taken, which the log
 // says; those that there are go on, and when it is back the pool is whole again.
 func TestInterpreterGone(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	python := filepath.Join(dir, "python")

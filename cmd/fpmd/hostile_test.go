@@ -79,6 +79,7 @@ while True:
 // Whatever a worker sends or does not send costs the request that it had, is
 // named in the log, and disturbs no other; the worker is replaced.
 func TestHostileWorkers(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	script := filepath.Join(dir, "hostile.py")
 	write(t, script, hostileWorker)

@@ -72,6 +72,7 @@ func count(t *testing.T, d *process) (n counts) {
 // Thousands of lives leave nothing behind: workers that are killed, that end, that do not
 // come up, that a reload replaces, and clients that come, leave, and break off.
 func TestLivesLeaveNothing(t *testing.T) {
+	t.Parallel()
 	const workers = 6
 	events := 300 // or what make soak says
 	if s := os.Getenv("FPMD_LIVES"); s != "" {
@@ -95,8 +96,10 @@ func TestLivesLeaveNothing(t *testing.T) {
 	command := fmt.Sprintf("command = [%q]", program)
 	good := poolConfig(dir, fmt.Sprintf("%s\nworkers = %d", command, workers)) + python
 	config := filepath.Join(dir, "fpmd.toml")
-	t.Setenv("FPMD_TEST_COUNTS", filepath.Join(dir, "counts"))
-	d := serve(t, dir, good)
+	d := prepare(t, os.Args[0], dir, good)
+	d.cmd.Env = append(d.cmd.Env, "FPMD_TEST_COUNTS="+filepath.Join(dir, "counts"))
+	d.start()
+	d.waitWorkers(good)
 	pid := d.cmd.Process.Pid
 	lines := d.log.Count
 	happened := func() int {
@@ -121,12 +124,13 @@ func TestLivesLeaveNothing(t *testing.T) {
 			io.Copy(io.Discard, c)
 		}
 	}
+	kill := func() { // or tell to end
+		if pids := children(pid); len(pids) > 0 {
+			syscall.Kill(pids[rand.N(len(pids))], []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGSEGV}[rand.N(3)])
+		}
+	}
 	steps := []func(){
-		func() { // a worker is killed, or told to end
-			if pids := children(pid); len(pids) > 0 {
-				syscall.Kill(pids[rand.N(len(pids))], []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGSEGV}[rand.N(3)])
-			}
-		},
+		kill, kill, kill, // more often than a reload, which takes a second
 		func() { reload(config, good, "msg=reloaded") },
 		func() { reload(config, good+"nonsense = 1\n", `msg="reload refused"`) },
 		func() {

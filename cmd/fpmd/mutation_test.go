@@ -72,6 +72,7 @@ func record(r *rand.Rand, b []byte) int {
 // What web servers send, changed at random, is answered or the connection is
 // closed; nothing hangs or grows, no worker suffers, and the next good request is served.
 func TestMutations(t *testing.T) {
+	t.Parallel()
 	total := 20000
 	if s := os.Getenv("FPMD_MUTATIONS"); s != "" {
 		var err error

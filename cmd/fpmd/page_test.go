@@ -46,6 +46,7 @@ func TestByHand(t *testing.T) {
 // The pages that a worker makes, for an application that failed, read as
 // those that fpmd makes: status and outcome, and the id that the log has.
 func TestErrorPages(t *testing.T) {
+	t.Parallel()
 	python := func(t *testing.T, dir string) string {
 		write(t, filepath.Join(dir, "app.py"), `
 def application(environ, start_response):

@@ -15,6 +15,7 @@ import (
 // that it shows. Two things are not as in the text: the address is one that is
 // free, and python3 is python3ForTexts.
 func TestQuickstart(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../../docs/quickstart.md")
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,7 @@ while True:
 // A worker that answers and leaves the rest of the body unread costs itself
 // its life, not the supervisor.
 func TestWorkerLeavesBodyUnread(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	script := filepath.Join(dir, "deaf.py")
 	write(t, script, deafWorker)

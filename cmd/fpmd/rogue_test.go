@@ -85,6 +85,7 @@ def application(environ, start_response):
 // Whatever an application does to its process costs its own request at the
 // most, and no slot for good: afterwards the pool has all its workers.
 func TestRogueApplications(t *testing.T) {
+	t.Parallel()
 	const workers = 3
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), rogueApp)
@@ -134,6 +135,7 @@ func TestRogueApplications(t *testing.T) {
 // What somebody removes while fpmd runs is made again: the runtime folder, and
 // the name of a socket; the log says so, and who is connected notices nothing.
 func TestRemovedWhileRunning(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
@@ -158,6 +160,7 @@ func TestRemovedWhileRunning(t *testing.T) {
 
 // Who waits in the backlog of a socket whose name is removed is served all the same.
 func TestRemovedSocketKeepsItsBacklog(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	d := serve(t, dir, wsgiPool(dir, "workers = 1\nmax_connections = 1"))

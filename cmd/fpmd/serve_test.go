@@ -82,6 +82,7 @@ def application(environ, start_response):
 // HUP under load, ten times, with new code each time and the configuration
 // untouched: nothing fails, and each new code is seen.
 func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	app := filepath.Join(dir, "app.py")
 	write(t, app, fmt.Sprintf(versionApp, "v0"))
@@ -116,6 +117,7 @@ func TestReloadUnderLoad(t *testing.T) {
 // A reload whose code does not import, or whose configuration is broken, leaves
 // the old workers serving, and says so with the reason.
 func TestReloadThatFails(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	app := filepath.Join(dir, "app.py")
 	write(t, app, fmt.Sprintf(versionApp, "old"))
@@ -162,6 +164,7 @@ func TestReloadThatFails(t *testing.T) {
 // has begun gets 503, an answer that has begun is cut. Nobody else is blamed, and
 // where nothing is under way there is nothing to say.
 func TestStopNow(t *testing.T) {
+	t.Parallel()
 	const app = `
 import time
 def application(environ, start_response):
@@ -261,6 +264,7 @@ func TestLogLevel(t *testing.T) {
 // A directory that is a link is followed when a generation begins: whoever starts later, or imports
 // late, has the release of its generation, and a reload that fails leaves that whole.
 func TestDeployByLink(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	deploy := func(version, code string) {
 		t.Helper()
@@ -589,6 +593,7 @@ def application(environ, start_response):
 
 // What the queue does not take, or does not get rid of in time, is told so.
 func TestQueueBounds(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), `
 import time

@@ -51,6 +51,7 @@ func openFiles(t *testing.T, pid int) int {
 // request that its worker had begun, with a 502 that names the outcome, and
 // nothing else; the pool is whole again afterwards, and nothing is left behind.
 func TestStormOfDeaths(t *testing.T) {
+	t.Parallel()
 	const workers, clients = 4, 16
 	dir := appDir(t)
 	// It is quick, so that requests are sent behind others.
@@ -109,6 +110,7 @@ def application(environ, start_response):
 // configuration, with kept connections and requests with and without a body, not one request
 // fails; each good one's code answers, and each bad one is told to whoever has asked for it.
 func TestStormOfReloads(t *testing.T) {
+	t.Parallel()
 	dir := appDir(t)
 	app := filepath.Join(dir, "app.py")
 	const code = `
