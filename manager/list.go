@@ -25,6 +25,9 @@ func (l *list[T]) pushBehind(at, x *link) {
 // first is the member that pop takes. The list is not empty.
 func (l *list[T]) first() T { return l.root.Next().Value.(T) }
 
+// last is the other end's. The list is not empty.
+func (l *list[T]) last() T { return l.root.Prev().Value.(T) }
+
 // pop takes the first member off, if there is one.
 func (l *list[T]) pop() (first T, ok bool) {
 	if l.n == 0 {

@@ -36,8 +36,9 @@ type pool struct {
 	gen     *generation // the serving one; nil before the first
 	size    int         // workers that there are to be, or may be; what the configuration says, unless it was scaled
 	workers map[*worker]struct{}
-	idle    []*slot // free slots of the serving generation, most recently used last
-	queue   list[*exchange]
+	idle    []*slot         // free slots of the serving generation, most recently used last
+	queue   list[*exchange] // in the order in which they came
+	over    overload
 	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent  time.Duration // an exchange's run time, of the recent ones
 	plain   int           // answers in succession that were small and came in one piece
@@ -357,4 +358,5 @@ func (p *pool) stop(ctx context.Context) {
 	})
 	defer kill()
 	p.wg.Wait()
+	p.tellOverload(time.Now(), true)
 }

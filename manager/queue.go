@@ -49,24 +49,22 @@ func (p *pool) acquire(x *exchange) outcome {
 		p.mu.Unlock()
 		return bootFailed
 	}
-	if x.bounced {
-		p.queue.pushFront(&x.link) // it has waited, and its time runs on
-	} else {
-		if p.queue.n >= p.config().QueueSize {
+	now := time.Now()
+	if !x.bounced { // else it has waited, and its time runs on
+		if p.queue.n >= p.config().QueueSize && !p.makeRoomLocked() {
 			p.mu.Unlock()
 			return queueFull
 		}
-		x.waitEnd = time.Now().Add(p.config().QueueTimeout)
-		p.queue.pushBack(&x.link)
+		x.waitEnd = now.Add(p.config().QueueTimeout)
 	}
-	x.place = queued
+	p.queueLocked(x, now, x.bounced)
+	end := p.patienceLocked(x, now)
 	p.sendSecondsLocked()
-	p.gen.askedLocked()
 	p.mu.Unlock()
-	return p.wait(x, x.waitEnd)
+	return p.wait(x, end)
 }
 
-// wait waits until x holds a slot, its client has left, or until end.
+// wait waits until x holds a slot, its client has left, or until end, or x.waitEnd if it is spared at end.
 func (p *pool) wait(x *exchange, end time.Time) outcome {
 	x.timer.Reset(time.Until(end))
 	defer x.timer.Stop()
@@ -86,6 +84,13 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 		}
 		p.mu.Lock()
 		at, s := x.place, x.slot
+		if at == queued && why == queueTimeout && end.Before(x.waitEnd) {
+			if p.sparedLocked() {
+				end, why = p.patienceLocked(x, time.Now()), ok
+			} else {
+				x.cause = "the pool is overloaded, and no worker came free within " + overloadWait.String()
+			}
+		}
 		if at == queued && why != ok {
 			p.queue.remove(&x.link)
 			if why == queueTimeout && p.noneReadyLocked() && p.lastErr != nil {
@@ -177,14 +182,12 @@ func (p *pool) requeueLocked(x *exchange) {
 	case len(p.idle) > 0:
 		p.holdLocked(x, p.takeIdleLocked())
 	default:
-		x.place = queued
-		p.queue.pushFront(&x.link)
-		p.gen.askedLocked()
+		p.queueLocked(x, time.Now(), true)
 	}
 	x.tellLocked()
 }
 
-// sendSecondsLocked places who waits longest behind exchanges that hold slots, where
+// sendSecondsLocked places who is next behind exchanges that hold slots, where
 // the pool's exchanges are quick: every slot is taken, or nobody would wait.
 func (p *pool) sendSecondsLocked() {
 	if p.recent >= quick || p.plain < manyPlain || !p.seconds {
@@ -194,7 +197,7 @@ func (p *pool) sendSecondsLocked() {
 		if p.queue.n == 0 {
 			return
 		}
-		if x := p.queue.first(); x.size() > protocol.MaxBehind || !x.all || x.bounced {
+		if x := p.nextLocked(); x.size() > protocol.MaxBehind || !x.all || x.bounced {
 			return
 		}
 		s, _ := p.open.pop()
@@ -205,7 +208,7 @@ func (p *pool) sendSecondsLocked() {
 			p.open.pushBack(&s.link)
 			continue
 		}
-		x, _ := p.queue.pop()
+		x, _ := p.popNextLocked()
 		s.behind = x
 		x.place, x.slot = second, s
 		x.tellLocked()
@@ -330,10 +333,10 @@ func (p *pool) offer(s *slot, e ending) (waited bool) {
 	return waited
 }
 
-// giveLocked puts a free slot to use: for who has waited longest, or for who
-// comes next. It reports whether somebody had waited. mu is held.
+// giveLocked puts a free slot to use: for who is next of those that wait, or for who
+// comes. It reports whether somebody had waited. mu is held.
 func (p *pool) giveLocked(s *slot) (waited bool) {
-	x, waited := p.queue.pop()
+	x, waited := p.popNextLocked()
 	if !waited {
 		p.idle = append(p.idle, s)
 		return false

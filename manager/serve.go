@@ -447,7 +447,8 @@ func (x *exchange) account(o outcome) {
 	if p.access != nil {
 		p.access.write(x, o)
 	}
-	if o != ok && o != clientGone {
+	summed := x.inVain(o) && p.miss(o)
+	if o != ok && o != clientGone && !summed {
 		p.log.Warn("request failed", "outcome", o.String(), "id", x.env.id, "cause", x.cause, "status", x.status,
 			"worker", x.worker, "method", string(x.env.method), "uri", string(x.env.uri),
 			"queue", x.queuedFor.Round(time.Microsecond), "run", x.ranFor.Round(time.Microsecond))

@@ -90,6 +90,9 @@ func (g *generation) steward() {
 			said = d.delayed
 			p.log.Info("next worker delayed", "start_in", said.Sub(now).Round(time.Millisecond))
 		}
+		if again := p.tellOverload(time.Now(), false); !again.IsZero() {
+			d.lookAt(again)
+		}
 		if d.again.IsZero() {
 			t.Stop()
 		} else {
