@@ -68,7 +68,7 @@ func (p *pool) acquire(x *exchange) outcome {
 func (p *pool) wait(x *exchange, end time.Time) outcome {
 	x.timer.Reset(time.Until(end))
 	defer x.timer.Stop()
-	gone := x.req.Gone()
+	gone := x.gone
 	why := ok // the reason to wait no longer
 	for {
 		rang := false

@@ -18,6 +18,7 @@ import (
 type exchange struct {
 	pool *pool
 	req  *fcgi.Request
+	gone <-chan struct{} // closed when the client leaves
 	env  environ
 	body []byte // the first part of the request's body
 	all  bool   // it is all of it
@@ -70,7 +71,7 @@ const maxResends = 2
 // the manager: there is no other path.
 func (p *pool) serve(r *fcgi.Request) {
 	x := exchanges.Get().(*exchange)
-	x.pool, x.req = p, r
+	x.pool, x.req, x.gone = p, r, r.Gone()
 	o := x.prepare()
 	for sends := 0; o == ok; {
 		waiting := time.Now()

@@ -151,26 +151,51 @@ func (v *town) raise(ctx context.Context, w *worker) error {
 // ask has n requests come at once, each of which takes so long.
 func (v *town) ask(n int, takes time.Duration) {
 	for range n {
-		v.many.Go(func() { // ends with the request
-			x := &exchange{pool: v.pool, req: new(fcgi.Request), all: true, turn: make(chan struct{}, 1), timer: time.NewTimer(time.Hour)}
-			x.timer.Stop()
-			x.link.Value = x
-			x.env.block = make([]byte, protocol.RequestHead)
-			o := v.acquire(x)
-			v.set(func() { v.outcomes[o]++ })
-			if o != ok {
-				return
-			}
-			s := x.slot
+		v.visit(takes, 0, func(o outcome, _ time.Duration) { v.outcomes[o]++ })
+	}
+}
+
+// visit has a request come that takes so long, of a client who leaves when he has waited for patience;
+// 0: never. The end is told under fate: with what, and when the request's turn came, or it was over, after it had come.
+func (v *town) visit(takes, patience time.Duration, end func(o outcome, queued time.Duration)) {
+	v.many.Go(func() { // ends with the request
+		gone := make(chan struct{})
+		if patience > 0 {
+			defer time.AfterFunc(patience, func() { close(gone) }).Stop()
+		}
+		x := &exchange{pool: v.pool, req: new(fcgi.Request), gone: gone, all: true, turn: make(chan struct{}, 1), timer: time.NewTimer(time.Hour)}
+		x.timer.Stop()
+		x.link.Value = x
+		x.env.block = make([]byte, protocol.RequestHead)
+		came := time.Now()
+		o := v.acquire(x)
+		x.queuedFor = time.Since(came)
+		if s := x.slot; o == ok {
+			done := time.After(takes)
 			select {
-			case <-time.After(takes):
+			case <-done:
 				v.offer(s, ending{answered: true, ran: takes})
+			case <-gone:
+				o, x.ranFor = clientGone, time.Since(came)-x.queuedFor
+				v.takeBack(s, nil)
+				v.many.Go(func() { // ends with what the worker does for nobody, or with the worker
+					select {
+					case <-done:
+						v.offer(s, ending{})
+					case <-s.w.proc.done():
+						v.discard(s)
+					}
+				})
 			case <-s.w.proc.done():
 				v.takeBack(s, nil)
 				v.discard(s)
 			}
-		})
-	}
+		}
+		v.set(func() { end(o, x.queuedFor) })
+		if x.inVain(o) { // as account has it
+			v.miss(o)
+		}
+	})
 }
 
 // takeSecond places who waits longest behind one who holds a slot, from where it is taken
@@ -243,6 +268,9 @@ func (v *town) check(when string) {
 			have++
 		}
 	}
+	if l := &v.over; l.missed < 0 || l.missed > 1 || l.on() != l.told || !l.on() && l.refused+l.left > 0 {
+		wrong("of overload there is %+v", *l)
+	}
 	if have > max(v.size, v.before) {
 		wrong("%d workers, there may be %d, and there were %d", have, v.size, v.before)
 	}
@@ -290,8 +318,16 @@ func liveInTown(t *testing.T, seed uint64) {
 		trail := fmt.Sprintf("seed %d, step %d", seed, i)
 		what := rnd.IntN(20)
 		switch {
-		case what < 6:
+		case what < 5:
 			v.ask(1, upTo(rnd, time.Second))
+		case what == 5: // a crowd that does not wait for long
+			for range rnd.IntN(60) {
+				v.visit(upTo(rnd, 200*time.Millisecond), upTo(rnd, 5*time.Second)+time.Millisecond, func(o outcome, queued time.Duration) {
+					if o == queueFull || o == queueTimeout && queued < overloadWait {
+						t.Errorf("%s: refused with %v after %v, and there was room", trail, o, queued)
+					}
+				})
+			}
 		case what == 6:
 			v.ask(rnd.IntN(30), upTo(rnd, 500*time.Millisecond))
 		case what < 9:
@@ -336,6 +372,9 @@ func liveInTown(t *testing.T, seed uint64) {
 	v.many.Wait()
 	if delays, failures := v.told("next worker delayed"), v.told("worker did not start")+kills; delays > failures {
 		t.Errorf("%d delays are told of, after %d failures", delays, failures)
+	}
+	if begun, over := v.told("pool overloaded"), v.told("overload is over"); begun != over {
+		t.Errorf("overload began %d times, and was over %d times", begun, over)
 	}
 	v.set(func() { clear(v.outcomes) })
 	v.ask(20, 10*time.Millisecond)
