@@ -170,3 +170,58 @@ def application(environ, start_response):
 		t.Error(summary(failed))
 	}
 }
+
+// While a pool is reloaded, one time after the other, requests take little longer than before: of
+// a load of 30 % of what its workers can do, 99 % are answered within three times as long, and 50 ms. Times are of the
+// machine as well: they are held against the limit at full length, where both kinds of time take
+// turns, and only told else. No request fails in any case.
+func TestStormOfReloadsLatency(t *testing.T) {
+	const workers, rate = 4, 60 // of 200 a second
+	dir := sleepDir(t)
+	d := serveWith(t, buildFpmd(t, dir), dir, wsgiPool(dir, fmt.Sprintf("workers = %d", workers)))
+	c := newCrowdOf(d.nginx(""), patience)
+	length := stormLength(t)
+	turn := min(5*time.Second, length/4)
+	reloads := 0
+	for i := range int(length / (2 * turn)) {
+		c.comeFor(turn, rate, fmt.Sprintf("quiet.%d.", i))
+		over := make(chan struct{})
+		done := make(chan struct{})
+		go func() { // ends when the turn is over
+			defer close(done)
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				if said, code := d.told("reload"); code != 0 {
+					t.Errorf("exit code %d, %s", code, said)
+				}
+				reloads++
+			}
+		}()
+		c.comeFor(turn, rate, fmt.Sprintf("reloads.%d.", i))
+		close(over)
+		<-done
+	}
+	c.wg.Wait()
+	var quiet, during []time.Duration
+	for id, took := range c.answered {
+		if strings.HasPrefix(id, "quiet") {
+			quiet = append(quiet, took)
+		} else {
+			during = append(during, took)
+		}
+	}
+	before, p99 := quantile(quiet, 0.99), quantile(during, 0.99)
+	t.Logf("%d reloads; %d answers, 99 %% of them within %v between the reloads, and within %v during them (half: %v, %v)",
+		reloads, len(c.answered), before.Round(time.Millisecond), p99.Round(time.Millisecond),
+		quantile(quiet, 0.5).Round(time.Millisecond), quantile(during, 0.5).Round(time.Millisecond))
+	if len(c.refused) > 0 || c.left > 0 || len(c.failed) > 0 {
+		t.Errorf("%d were refused, %d left, %s", len(c.refused), c.left, summary(c.failed))
+	}
+	if length >= 30*time.Second && p99 >= 3*before+50*time.Millisecond {
+		t.Errorf("99 %% within %v, want three times %v and 50 ms", p99, before)
+	}
+}
