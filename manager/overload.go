@@ -33,7 +33,7 @@ const (
 	recentWaits = 64
 	// overloadWait is how long one may wait under it.
 	overloadWait = time.Second
-	// calm is how long nobody must have waited in vain for it to be over.
+	// calm is how long nobody must have waited in vain, and nobody waits then, for it to be over.
 	calm = 10 * time.Second
 )
 
@@ -157,7 +157,8 @@ func (p *pool) miss(o outcome) (summed bool) {
 func (p *pool) tellOverload(now time.Time, stop bool) (again time.Time) {
 	p.mu.Lock()
 	l := p.over
-	begins, ends := l.on() && !l.told, l.on() && (stop || now.Sub(l.lastMiss) >= calm)
+	calmed := now.Sub(l.lastMiss) >= calm
+	begins, ends := l.on() && !l.told, l.on() && (stop || calmed && p.queue.n == 0)
 	p.over.told = l.on()
 	if ends {
 		p.over = overload{standing: l.standing}
@@ -173,8 +174,12 @@ func (p *pool) tellOverload(now time.Time, stop bool) (again time.Time) {
 		p.log.Warn("overload is over", "lasted", l.lastMiss.Sub(l.since).Round(time.Millisecond), "refused", l.refused, "left", l.left)
 		return time.Time{}
 	}
-	if l.on() {
-		again = l.lastMiss.Add(calm)
+	switch {
+	case !l.on():
+		return time.Time{}
+	case calmed: // somebody waits still
+		return now.Add(time.Second)
+	default:
+		return l.lastMiss.Add(calm)
 	}
-	return again
 }

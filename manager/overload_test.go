@@ -74,9 +74,9 @@ func TestOverload(t *testing.T) {
 		{"impatient", 400, 20 * time.Millisecond, 2 * time.Second},
 		{"more impatient than we are", 400, 20 * time.Millisecond, 500 * time.Millisecond},
 		{"patient", 400, 20 * time.Millisecond, 0},
-		{"many", 2000, 20 * time.Millisecond, 2 * time.Second},
+		{"many", 1000, 20 * time.Millisecond, 2 * time.Second},
 		{"a little", 230, 20 * time.Millisecond, 2 * time.Second},
-		{"a slow application", 1.6, 5 * time.Second, 20 * time.Second},
+		{"a slow application", 0.4, 20 * time.Second, time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {

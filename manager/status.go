@@ -20,8 +20,9 @@ type Status struct {
 type PoolStatus struct {
 	Name        string         `json:"name"`
 	PM          PM             `json:"pm"`
-	State       string         `json:"state"`           // "serving", "starting", "idle" (on demand, and nobody asks), "failing", "stopping"
-	Error       string         `json:"error,omitempty"` // why the last worker that failed to start did
+	State       string         `json:"state"`                // "serving", "starting", "idle" (on demand, and nobody asks), "failing", "stopping"
+	Error       string         `json:"error,omitempty"`      // why the last worker that failed to start did
+	Overloaded  *time.Time     `json:"overloaded,omitempty"` // since when requests wait in vain
 	Listen      []string       `json:"listen"`
 	Generation  int            `json:"generation"`
 	Size        int            `json:"size"`             // workers that there are to be, or may be
@@ -77,6 +78,10 @@ func (p *pool) status() PoolStatus {
 	s.Ration = p.mgr.rations.of(p)
 	if p.lastErr != nil {
 		s.Error = p.lastErr.Error()
+	}
+	if p.over.on() {
+		since := p.over.since
+		s.Overloaded = &since
 	}
 	serving, slots, busy := p.servingLocked()
 	s.Slots, s.Busy = slots, busy

@@ -380,6 +380,9 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		if p.Ration > 0 && p.Ration < p.Size {
 			fmt.Fprintf(w, "  at most %d workers instead of %d: max_workers leaves it no more\n", p.Ration, p.Size)
 		}
+		if p.Overloaded != nil {
+			fmt.Fprintf(w, "  overloaded for %s: who came last is served first\n", age(now.Sub(*p.Overloaded)))
+		}
 		if p.Error != "" && p.State != "serving" {
 			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))
 		}

@@ -162,7 +162,7 @@ func twinOf(config string) string {
 func TestOverloadStorm(t *testing.T) {
 	const workers, rate = 4, 400
 	dir := sleepDir(t)
-	config := wsgiPool(dir, fmt.Sprintf("workers = %d", workers))
+	config := wsgiPool(dir, fmt.Sprintf("workers = %d\nlisten_backlog = 2048", workers))
 	// Not the test binary: where others are at work, too, the race detector would cost more than the machine has left.
 	d := serveWith(t, buildFpmd(t, dir), dir, config+twinOf(config))
 	url := d.nginx("")
@@ -177,6 +177,9 @@ func TestOverloadStorm(t *testing.T) {
 	})
 	c.comeFor(length, rate, "storm.")
 	most := can.total("")
+	if said, code := d.told("status"); code != 0 || strings.Count(said, "\n  overloaded for ") != 1 {
+		t.Errorf("fpmd status: exit code %d, want one pool overloaded:\n%s", code, said)
+	}
 	summedUp := strings.Count(d.log.String(), "request failed") == said
 	early.wg.Wait()
 	c.wg.Wait()
