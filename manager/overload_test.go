@@ -3,6 +3,7 @@ package manager
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -246,6 +247,29 @@ func TestFullQueueHasRoomForTheLast(t *testing.T) {
 		}
 		if m := c.median(ok); m > 20*time.Millisecond {
 			t.Errorf("half of the others have waited for more than %v", m)
+		}
+	})
+}
+
+// Who was sent behind another, and is taken back under overload, is next.
+func TestTakenBackUnderOverload(t *testing.T) {
+	inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.newCrowd().comeFor(10*time.Second, 400, 20*time.Millisecond, 0)
+		v.wantTold(1, 0)
+		c := v.newCrowd()
+		c.come(20*time.Millisecond, 0)
+		synctest.Wait()
+		v.mu.Lock()
+		for range v.open.n - 1 { // behind the one that was begun last, which takes longer than he waits for
+			s, _ := v.open.pop()
+			v.open.pushBack(&s.link)
+		}
+		v.mu.Unlock()
+		v.takeSecond()
+		v.many.Wait()
+		if c.ended[ok] != 1 || c.queued[ok][0] > 100*time.Millisecond {
+			t.Errorf("it has waited for %v, and ended with %v", c.queued, c.ended)
 		}
 	})
 }

@@ -198,7 +198,7 @@ func (v *town) visit(takes, patience time.Duration, end func(o outcome, queued t
 	})
 }
 
-// takeSecond places who waits longest behind one who holds a slot, from where it is taken
+// takeSecond places who is next behind one who holds a slot, from where it is taken
 // back unless that one is done by then.
 func (v *town) takeSecond() {
 	v.mu.Lock()
@@ -207,7 +207,7 @@ func (v *town) takeSecond() {
 		return
 	}
 	s, _ := v.open.pop()
-	x, _ := v.queue.pop()
+	x, _ := v.popNextLocked()
 	s.behind = x
 	x.place, x.slot = second, s
 	x.tellLocked()
