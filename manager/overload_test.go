@@ -76,7 +76,7 @@ func TestOverload(t *testing.T) {
 		{"more impatient than we are", 400, 20 * time.Millisecond, 500 * time.Millisecond},
 		{"patient", 400, 20 * time.Millisecond, 0},
 		{"many", 1000, 20 * time.Millisecond, 2 * time.Second},
-		{"a little", 230, 20 * time.Millisecond, 2 * time.Second},
+		{"a little", 210, 20 * time.Millisecond, 2 * time.Second},
 		{"a slow application", 0.4, 20 * time.Second, time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
