@@ -9,8 +9,8 @@ import (
 // queue can bridge: whose turn it is has left by then, his answer is for nobody, and so is the next. It
 // is told by just that. As long as those who wait are served in the end, however many they are, it is in the
 // order in which they came. When the queue fails them, who has come last is served first, as the
-// one who is most likely to be still there; who has waited for overloadWait is refused, since his
-// turn would only come when it is over; and a full queue has room for who comes, in the place of the
+// one who is most likely to be still there; who has come since and has waited for overloadWait is refused, since
+// his turn would only come when it is over; and a full queue has room for who comes, in the place of the
 // one who has waited longest.
 //
 // All is guarded by pool.mu.
