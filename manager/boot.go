@@ -21,6 +21,7 @@ type Trial struct {
 	Env       []string // names of what the worker finds in its environment
 	Took      time.Duration
 	Slots     int   // exchanges at once that it offered
+	Probe     int   // the status with which it has answered the probe; 0: there is none
 	Err       error // why it did not come up, with what it printed; nil: it did
 }
 
@@ -77,7 +78,7 @@ func (p *pool) try(ctx context.Context) Trial {
 		t.Err = err
 		return t
 	}
-	t.Slots = len(w.slots)
+	t.Slots, t.Probe = len(w.slots), g.probed
 	g.retire("it was tried")
 	<-w.gone
 	return t
@@ -97,6 +98,8 @@ var hints = []struct{ text, hint string }{
 	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},
 	{"Address already in use", "the application listens on an address of its own: under fpmd it must not"},
 	{"exited with status 0", "the program is no worker: it must end with fpmd's worker package, or speak the exchange (PROTOCOL.md)"},
+	{"status 400, want", "the application answers for hosts that it knows (ALLOWED_HOSTS of Django), and localhost is none: want one in the probe, such as \"https://www.example.com/healthz\""},
+	{"status 404, want", "the application has no such path; a probe includes script_name"},
 	{"start_timeout", "loading takes longer than start_timeout, or waits for something: a database, a lock, a terminal"},
 }
 
@@ -104,7 +107,11 @@ var hints = []struct{ text, hint string }{
 func (t Trial) WriteTo(w io.Writer) (int64, error) {
 	var b strings.Builder
 	if t.Err == nil {
-		fmt.Fprintf(&b, "pool %s: a worker was ready after %v, for %d at once\n", t.Pool, t.Took.Round(time.Millisecond), t.Slots)
+		probe := ""
+		if t.Probe != 0 {
+			probe = fmt.Sprintf(", and answered the probe with %d", t.Probe)
+		}
+		fmt.Fprintf(&b, "pool %s: a worker was ready after %v, for %d at once%s\n", t.Pool, t.Took.Round(time.Millisecond), t.Slots, probe)
 	} else {
 		fmt.Fprintf(&b, "pool %s: no worker comes up\n  command      %q\n", t.Pool, t.Command)
 		if t.User != "" {

@@ -39,6 +39,10 @@ const (
 	minMaxMemory      = 1 << 20   // less than any program has
 	maxMaxMemory      = 1 << 50
 	minMaxAge         = time.Second
+	minStatus         = 200 // of an answer, as the exchange protocol has it
+	maxStatus         = 599
+
+	maxMaxBootFailures = 1000
 )
 
 var (
@@ -262,6 +266,13 @@ var poolSettings = []setting[draft]{
 	}},
 	{"debug", func(v value, d *draft) { v.boolean(&d.Debug) }},
 	{"allow_root", func(v value, d *draft) { v.boolean(&d.AllowRoot) }},
+	{"probe", func(v value, d *draft) { v.text(&d.Probe) }},
+	{"probe_status", func(v value, d *draft) {
+		if v.integer(&d.ProbeStatus, 0, maxStatus); d.ProbeStatus > 0 && d.ProbeStatus < minStatus {
+			v.refuse("no application answers that: want a status from %d to %d, or 0 for any from %d to 399", minStatus, maxStatus, minStatus)
+		}
+	}},
+	{"max_boot_failures", func(v value, d *draft) { v.integer(&d.MaxBootFailures, 0, maxMaxBootFailures) }},
 	{"start_timeout", func(v value, d *draft) { v.duration(&d.StartTimeout, false) }},
 	{"stop_timeout", func(v value, d *draft) { v.duration(&d.StopTimeout, false) }},
 	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},
@@ -441,6 +452,7 @@ func (l *loader) check(main *document) {
 	for _, d := range l.pools {
 		d.checkListen()
 		d.checkSize()
+		d.checkProbe()
 		d.checkUser()
 		d.checkEnvFile() // before what is looked up on its PATH
 		d.checkProgram()
@@ -611,6 +623,24 @@ func (d *draft) checkSize() {
 	}
 	if v, ok := d.given["max_memory_hard"]; ok && d.MaxMemoryHard > 0 && d.MaxMemoryHard <= d.MaxMemory {
 		v.refuse("not more than max_memory, which would never be met: want more than that, or max_memory alone")
+	}
+}
+
+// checkProbe sees to it that the probe is a request which a web server could send.
+func (d *draft) checkProbe() {
+	if v, ok := d.given["probe_status"]; ok && d.ProbeStatus != 0 && d.Probe == "" && !d.given["probe"].refused() {
+		v.refuse("there is no probe that it could be the answer of: leave it out, or want probe = \"/path\"")
+	}
+	v, ok := d.given["probe"]
+	if !ok || d.Probe == "" || d.given["script_name"].refused() {
+		return
+	}
+	var env environ
+	if err := d.probe(&env); err != nil {
+		if v.varied() {
+			err = errors.New("no request") // the reason would tell what the variable holds
+		}
+		v.refuse("%v: want a path such as \"%s/healthz\", or a URL where the application minds the host, such as \"https://www.example.com%[2]s/healthz\"", err, d.ScriptName)
 	}
 }
 

@@ -225,6 +225,14 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return p.MaxAgeJitter.String()
 	},
+	"probe":             func(_ *machine, p *PoolConfig) any { return p.Probe },
+	"max_boot_failures": func(_ *machine, p *PoolConfig) any { return p.MaxBootFailures },
+	"probe_status": func(_ *machine, p *PoolConfig) any {
+		if p.Probe == "" {
+			return unset("there is no probe")
+		}
+		return p.ProbeStatus
+	},
 	"max_memory":      func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxMemory) },
 	"max_memory_hard": func(_ *machine, p *PoolConfig) any { return sizeOf(p.MaxMemoryHard) },
 	"workers":         func(_ *machine, p *PoolConfig) any { return p.Workers },

@@ -278,7 +278,7 @@ const maxDuration = 7 * 24 * time.Hour
 func (v value) duration(to *time.Duration, zero bool) {
 	least := "1ms"
 	if zero {
-		least = "1ms, or \"0s\" for no limit"
+		least = "1ms, or \"0s\" for none"
 	}
 	const example = "want a time such as \"500ms\", \"30s\", \"5m\" or \"1h30m\""
 	if n, ok := v.raw.(int64); ok {

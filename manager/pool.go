@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -152,59 +153,118 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 // roll replaces the serving generation by a new one of cfg: a first worker, to see
 // whether it comes up at all, then the others side by side, as many as there are to be by then; only
 // when all are ready, and the first has lived for goodLife, do they take over, and the old ones finish
-// what they have. When one does not come up, or does not live, the new generation is given up, and the
-// old one goes on serving, if it does.
+// what they have. Others take the place of those that do not come up, or do not live; when these are more than
+// max_boot_failures, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 	g := p.newGeneration(cfg)
-	var ws []*worker
-	var err error
-	for n := 1; len(ws) < n && err == nil; n = p.rolled(cfg) {
-		var more []*worker
-		more, err = g.startWorkers(ctx, n-len(ws))
-		ws = append(ws, more...)
-	}
-	if err == nil {
-		select {
-		case <-time.After(time.Until(ws[0].readyAt.Add(goodLife))): // set once it is ready, and not after
-		case <-ws[0].leaving:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
+	var ws []*worker // that have come up
+	for failures := 0; ; {
+		wanted := 1
+		if len(ws) > 0 {
+			wanted = p.rolled(cfg)
 		}
-	}
-	if err == nil {
-		err = p.switchTo(g, ws)
-	}
-	if err != nil {
-		return p.notRolled(ctx, g, err)
+		var failed []error
+		if len(ws) < wanted {
+			var up []*worker
+			up, failed = g.startWorkers(ctx, wanted-len(ws), cfg.MaxBootFailures-failures)
+			ws = append(ws, up...)
+		} else {
+			select {
+			case <-time.After(time.Until(ws[0].readyAt.Add(goodLife))): // set once it is ready, and not after
+			case <-ws[0].leaving:
+			case <-ctx.Done():
+				return p.notRolled(ctx, g, context.Cause(ctx))
+			}
+			if ws, failed = p.switchTo(g, ws); len(failed) == 0 {
+				break
+			}
+		}
+		failures += len(failed)
+		if ctx.Err() != nil || failures > cfg.MaxBootFailures {
+			err := errors.Join(failed...)
+			if cfg.MaxBootFailures > 0 {
+				err = fmt.Errorf("%d of them, where max_boot_failures = %d: %w", failures, cfg.MaxBootFailures, err)
+			}
+			return p.notRolled(ctx, g, err)
+		}
+		for _, err := range failed {
+			p.log.Warn("new worker did not come up", append(notStarted(err), "failures", failures, "max_boot_failures", cfg.MaxBootFailures, "next", "try another")...)
+		}
+		g.pause(ctx)
 	}
 	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
 	return nil
 }
 
-// startWorkers starts n side by side.
-func (g *generation) startWorkers(ctx context.Context, n int) ([]*worker, error) {
-	ws := make([]*worker, n)
-	starts, sctx := errgroup.WithContext(ctx)
+// startWorkers starts n side by side, until more than spare have failed, and returns those that came up, and
+// why others did not.
+func (g *generation) startWorkers(ctx context.Context, n, spare int) (up []*worker, failed []error) {
+	ctx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	var mu sync.Mutex
+	var starts errgroup.Group
 	starts.SetLimit(cap(g.pool.mgr.starts))
-	for i := range ws {
-		starts.Go(func() (err error) {
-			ws[i], err = g.startWorker(sctx)
-			return err
+	for range n {
+		starts.Go(func() error {
+			w, err := g.startWorker(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				up = append(up, w)
+			case len(failed) <= spare: // else it was given up
+				failed = append(failed, err)
+			}
+			if len(failed) > spare {
+				giveUp()
+			}
+			return nil
 		})
 	}
-	return ws, starts.Wait()
+	_ = starts.Wait() // they are in failed
+	return up, failed
 }
 
-// switchTo has g serve, with ws, unless one of them has ended.
-func (p *pool) switchTo(g *generation, ws []*worker) error {
+// pause waits until the next start of a worker is due after those that have failed.
+func (g *generation) pause(ctx context.Context) {
+	g.pool.mu.Lock()
+	next := g.backoff.next
+	g.pool.mu.Unlock()
+	select {
+	case <-time.After(time.Until(next)):
+	case <-ctx.Done():
+	}
+}
+
+// switchTo has g serve, with ws, unless some of them have ended: then it returns the others, and why these have.
+func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed []error) {
 	p.mu.Lock()
+	var dead []*worker
 	for _, w := range ws {
-		if !w.servesLocked() {
-			p.mu.Unlock()
-			return fmt.Errorf("worker %d came up, and ended before it could serve: %s", w.id, w.cause)
+		if w.servesLocked() {
+			living = append(living, w)
+		} else {
+			dead = append(dead, w)
 		}
 	}
-	old := p.gen
+	if len(dead) > 0 {
+		p.mu.Unlock()
+		for _, w := range dead {
+			failed = append(failed, &startError{w.proc.launch, errors.New("it came up, and ended before it could serve: " + w.cause), w.proc.tail()})
+		}
+		return living, failed
+	}
+	old := p.takeOverLocked(g, ws)
+	p.mu.Unlock()
+	p.wg.Go(g.steward) // ends when the generation is retired
+	old.retire("replaced by a reload")
+	return ws, nil
+}
+
+// takeOverLocked has g serve, with ws, in the place of the generation that it returns, whose free slots are
+// its workers' own again.
+func (p *pool) takeOverLocked(g *generation, ws []*worker) (old *generation) {
+	old = p.gen
 	if old.cfg.Workers != g.cfg.Workers {
 		p.size = g.cfg.Workers
 	}
@@ -214,12 +274,10 @@ func (p *pool) switchTo(g *generation, ws []*worker) error {
 	p.cfg.Store(g.cfg)
 	p.lastErr = nil // it was of the old one
 	p.readyLocked()
-	var free []*slot
 	for _, s := range p.idle {
-		if s.w.gen != g {
-			free = append(free, s) // of the old generation: leaveLocked, below, finds none
-		}
+		s.w.spare = append(s.w.spare, s)
 	}
+	clear(p.idle)
 	p.idle = p.idle[:0]
 	for _, w := range ws {
 		w.idleAt = now
@@ -228,11 +286,7 @@ func (p *pool) switchTo(g *generation, ws []*worker) error {
 		}
 		w.spare = nil
 	}
-	p.mu.Unlock()
-	closeAll(free)
-	p.wg.Go(g.steward) // ends when the generation is retired
-	old.retire("replaced by a reload")
-	return nil
+	return old
 }
 
 // notRolled gives g up, and says why.

@@ -135,6 +135,8 @@ func changeText(v any) string {
 		return "none"
 	case []string:
 		return fmt.Sprintf("%q", v)
+	case string:
+		return cmp.Or(v, `""`)
 	}
 	return fmt.Sprint(v)
 }

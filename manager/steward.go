@@ -23,6 +23,7 @@ type generation struct {
 	// Guarded by pool.mu.
 	backoff  backoff   // between starts
 	proven   bool      // the last start has worked
+	probed   int       // the status with which a worker has answered the probe; 0: none has
 	fresh    bool      // it has not had those workers yet that it begins with
 	slots    int       // of one worker, as the last that came has them
 	batch    int       // how many workers were started at once the last time

@@ -299,6 +299,7 @@ func liveInTown(t *testing.T, seed uint64) {
 	if rnd.IntN(2) == 0 {
 		cfg.MaxAge = 100*time.Millisecond + upTo(rnd, 5*time.Second)
 	}
+	cfg.MaxBootFailures = rnd.IntN(3)
 	peaceful := rnd.IntN(3) == 0 // nothing fails, and nobody changes anything
 	v := newTown(t, cfg, func(v *town) {
 		v.rnd, v.slots, v.steady = rand.New(rand.NewPCG(seed, 1)), []int{1, 1, 3, 20}[rnd.IntN(4)], false
@@ -845,4 +846,51 @@ func TestBrokenIsTriedOneByOne(t *testing.T) {
 		v.wait(time.Minute)
 		v.wantServing(4)
 	})
+}
+
+// A new generation may fail as often as max_boot_failures says, by workers that do not come up or that do not
+// live, and others take their place; once more, and the old one goes on serving.
+func TestMaxBootFailures(t *testing.T) {
+	const starts, lives = "it does not come up", "it comes up, and dies"
+	for _, tt := range []struct {
+		allowed int
+		fates   map[int64]string // of the new generation's workers, in the order of their launch
+		worked  bool
+	}{
+		{0, nil, true},
+		{0, map[int64]string{1: starts}, false},
+		{2, map[int64]string{1: starts, 2: starts}, true},
+		{2, map[int64]string{1: starts, 2: starts, 3: starts}, false},
+		{2, map[int64]string{2: starts, 3: starts}, true},
+		{2, map[int64]string{1: lives, 2: lives}, true},
+		{2, map[int64]string{1: lives, 3: starts, 4: lives, 5: starts, 6: starts}, false},
+		{1, map[int64]string{1: starts, 3: lives}, false},
+	} {
+		inTown(t, PoolConfig{PM: Static, Workers: 3}, nil, func(t *testing.T, v *town) {
+			v.wait(time.Minute)
+			before := v.launched.Load()
+			v.bringUp = func(ctx context.Context, w *worker) error {
+				switch tt.fates[v.launched.Load()+1-before] {
+				case starts:
+					v.launched.Add(1)
+					return errors.New("as it was told to")
+				case lives:
+					time.AfterFunc(500*time.Millisecond, func() { v.kill(w.id) })
+				}
+				return v.raise(ctx, w)
+			}
+			next := *v.config()
+			next.MaxBootFailures = tt.allowed
+			err := v.roll(t.Context(), &next)
+			if (err == nil) != tt.worked {
+				t.Errorf("%v, %d allowed: %v", tt.fates, tt.allowed, err)
+			}
+			v.wantServing(3)
+			told := v.told(`msg="new worker did not come up"`)
+			if tt.worked && told != len(tt.fates) || !tt.worked && told > tt.allowed {
+				t.Errorf("%v, %d allowed: %d failures are told of", tt.fates, tt.allowed, told)
+			}
+			v.check("in the end")
+		})
+	}
 }

@@ -202,7 +202,8 @@ func (w *worker) drainedLocked() {
 }
 
 // start launches the process and returns once the worker is ready and its
-// first slot greeted, or with the reason why not and nothing left behind.
+// first slot greeted, or with the reason why not and nothing left behind. The first of a generation
+// has to answer the probe as well, before anything of it is in service.
 func (w *worker) start(ctx context.Context) error {
 	p, cfg := w.gen.pool, w.gen.cfg
 	began := time.Now()
@@ -227,8 +228,22 @@ func (w *worker) start(ctx context.Context) error {
 	}
 	greeted := make(chan error, proc.slots)
 	deadline := began.Add(cfg.StartTimeout)
-	for _, s := range w.slots {
-		w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
+	connect := func(slots []*slot) {
+		for _, s := range slots {
+			w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
+		}
+	}
+	var rest []*slot // that wait for the probe
+	status := 0
+	if w.gen.wantsProbe() {
+		rest = w.slots[1:]
+		w.wg.Go(func() { // ends at deadline, or with the probe's time, or with the process
+			var err error
+			status, err = w.connectProbed(w.slots[0], deadline)
+			greeted <- err
+		})
+	} else {
+		connect(w.slots)
 	}
 	go w.watch() // ends with the process; its end is w.gone
 	select {
@@ -237,12 +252,25 @@ func (w *worker) start(ctx context.Context) error {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		w.retire("no greeting")
-		proc.kill()
+		if _, loaded := errors.AsType[*probeError](err); loaded {
+			w.retire("it failed the probe") // and may have something to undo
+			defer context.AfterFunc(ctx, proc.kill)()
+		} else {
+			w.retire("no greeting")
+			proc.kill()
+		}
+		for _, s := range rest {
+			p.discard(s)
+		}
 		<-w.gone
 		return &startError{launch: l, cause: err, lines: proc.tail()}
 	}
-	w.log.Info("worker ready", "slots", proc.slots, "after", time.Since(began).Round(time.Millisecond))
+	connect(rest)
+	fields := []any{"slots", proc.slots, "after", time.Since(began).Round(time.Millisecond)}
+	if status != 0 {
+		fields = append(fields, "probe", status)
+	}
+	w.log.Info("worker ready", fields...)
 	go w.greetings(greeted, proc.slots-1) // ends when the goroutines do that connect
 	return nil
 }
@@ -264,9 +292,32 @@ func (w *worker) greetings(greeted <-chan error, n int) {
 	}
 }
 
-// connect dials the worker for s, waits until the worker greets it, which it
-// does when it is free, and puts it at the pool's disposal.
+// connect is greet, and puts s at the pool's disposal.
 func (w *worker) connect(s *slot, deadline time.Time) error {
+	if err := w.greet(s, deadline); err != nil {
+		return err
+	}
+	w.gen.pool.offer(s, ending{})
+	return nil
+}
+
+// connectProbed is connect once the worker has answered the probe, with this status.
+func (w *worker) connectProbed(s *slot, deadline time.Time) (status int, err error) {
+	if err := w.greet(s, deadline); err != nil {
+		return 0, err
+	}
+	if status, err = w.probe(s); err != nil {
+		w.gen.pool.discard(s)
+		return status, err
+	}
+	w.gen.noteProbe(status)
+	w.gen.pool.offer(s, ending{})
+	return status, nil
+}
+
+// greet dials the worker for s, and waits until the worker greets it, which it
+// does when it is free.
+func (w *worker) greet(s *slot, deadline time.Time) error {
 	nc, err := w.proc.dial()
 	if err == nil {
 		if w.over() {
@@ -276,10 +327,8 @@ func (w *worker) connect(s *slot, deadline time.Time) error {
 	}
 	if err != nil {
 		w.gen.pool.discard(s)
-		return err
 	}
-	w.gen.pool.offer(s, ending{})
-	return nil
+	return err
 }
 
 func (w *worker) over() bool {

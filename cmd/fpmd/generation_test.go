@@ -1,0 +1,222 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// healthApp answers its version, and the probe as its body of health does.
+const healthApp = `
+import os, sys, time
+VERSION = %q
+def health(environ):
+    %s
+def application(environ, start_response):
+    status, body = "200 OK", VERSION.encode()
+    if environ["PATH_INFO"].startswith("/healthz"):
+        print("probed by", environ["REQUEST_METHOD"], environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"], environ["REQUEST_URI"],
+            environ["wsgi.url_scheme"], environ["HTTP_HOST"], environ["SERVER_NAME"], environ["SERVER_PORT"], environ["REMOTE_ADDR"],
+            environ["HTTP_USER_AGENT"], len(environ["REQUEST_ID"]), flush=True)
+        status, body = health(environ)
+    start_response(status, [("Content-Type", "text/plain")])
+    return [body] if isinstance(body, bytes) else body
+`
+
+// A reload serves only once its first worker has answered the probe, as it has to. Else the old workers
+// go on serving, and who has asked is told what was wrong, with what the worker answered and printed.
+func TestProbe(t *testing.T) {
+	dir := appDir(t)
+	app, file := filepath.Join(dir, "app.py"), filepath.Join(dir, "fpmd.toml")
+	const fine = `return "200 OK", b"fine"`
+	write(t, app, fmt.Sprintf(healthApp, "v0", fine))
+	config := func(probe string) string {
+		return wsgiPool(dir, "workers = 2\nrequest_timeout = \"2s\"\ndrain_timeout = \"5s\"\nstop_timeout = \"1s\"\n"+probe)
+	}
+	const probe = "probe = \"/healthz?deep=1\""
+	d := serve(t, dir, config(probe))
+	if want := "probed by GET  /healthz deep=1 /healthz?deep=1 http localhost localhost 80 127.0.0.1 fpmd-probe 16"; strings.Count(d.log.String(), want) != 1 {
+		t.Errorf("the log has not once %q", want)
+	}
+	if !regexp.MustCompile(`msg="worker ready" pool=app worker=1 .* probe=200\n`).MatchString(d.log.String()) {
+		t.Error("the log does not say that the first worker has answered the probe")
+	}
+	serves := "v0"
+	for i, tt := range []struct {
+		name   string
+		probe  string
+		health string
+		told   string // nothing: it works
+	}{
+		{
+			"an error", probe, `print("no database", flush=True); return "503 Busy", b"wait\x1b[2J"`,
+			`(?s)the old ones go on serving: .*: probe /healthz\?deep=1: status 503, want one below 400; the answer begins "wait\\x1b\[2J"; its last lines:\n.*\n    no database\n`,
+		},
+		{
+			"an exception", probe, `raise RuntimeError("not today")`,
+			`(?s): probe /healthz\?deep=1: the application failed, with status 500; its last lines:\n.*\n    RuntimeError: not today\n`,
+		},
+		{"silence", "probe = \"/healthz\"", `time.sleep(1000)`, `: probe /healthz: no complete answer in request_timeout = 2s; `},
+		{
+			"an answer without an end", "probe = \"/healthz\"", `return "200 OK", iter(lambda: time.sleep(0.1) or b"x", b"")`,
+			`: probe /healthz: no complete answer in request_timeout = 2s; `,
+		},
+		{"a death", "probe = \"/healthz\"", `print("farewell", flush=True); os._exit(3)`, `: probe /healthz: the worker is gone: exited with status 3; its last lines:\n(.*\n)*    farewell\n`},
+		{"another status", "probe = \"/healthz\"\nprobe_status = 204", fine, `: probe /healthz: status 200, want probe_status = 204; the answer begins "fine"; `},
+		{"an error that is wanted", "probe = \"/healthz\"\nprobe_status = 404", `return "404 Nothing", b""`, ""},
+		{"where it leads elsewhere", "probe = \"/healthz\"", `return "302 Found", b""`, ""},
+		{
+			"as a host", "probe = \"https://www.example.com:8443/healthz\"",
+			`return ("200 OK" if environ["wsgi.url_scheme"] + " " + environ["HTTP_HOST"] + " " + environ["SERVER_NAME"] + " " + environ["SERVER_PORT"] == "https www.example.com:8443 www.example.com 8443" else "400 Who"), b""`, "",
+		},
+		{"a large answer", "probe = \"/healthz\"", `return "200 OK", b"x" * 3000000`, ""},
+		{"the same without a probe", "", `raise RuntimeError("not asked")`, ""},
+	} {
+		version := fmt.Sprintf("v%d", i+1)
+		write(t, app, fmt.Sprintf(healthApp, version, tt.health))
+		write(t, file, config(tt.probe))
+		said, code := d.told("reload")
+		if tt.told == "" {
+			serves = version
+			if code != 0 || said != "" {
+				t.Errorf("%s: exit code %d, %s", tt.name, code, said)
+			}
+		} else if code != exitFailure || !regexp.MustCompile(tt.told).MatchString(said) || strings.Contains(said, "\x1b") {
+			t.Errorf("%s: exit code %d, %q, want %s", tt.name, code, said, tt.told)
+		}
+		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, serves) {
+			t.Errorf("%s: then %q, %v, want %s", tt.name, answer, err, serves)
+		}
+		d.wait("an end of all that do not serve", func() bool { return len(d.status().Pools[0].Workers) == 2 })
+	}
+	if n := d.status().Pools[0].Requests; len(n) != 1 || n["ok"] != 11 {
+		t.Errorf("requests that were counted, of which none is a probe: %v", n)
+	}
+}
+
+// fpmd is ready when the first worker of each pool has answered its probe; one that does not is
+// a worker that does not come up.
+func TestProbeAtTheStart(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), fmt.Sprintf(healthApp, "v", `return open(os.environ["HEALTH"]).read(), b"ill"`))
+	health := filepath.Join(dir, "health")
+	write(t, health, "500 Ill")
+	config := wsgiPool(dir, fmt.Sprintf("workers = 2\nscript_name = \"/app\"\nprobe = \"/app/healthz\"\nenv = { HEALTH = %q }", health))
+	d := launch(t, dir, config)
+	d.waitLogTimes("worker did not start", 3)
+	if strings.Contains(d.log.String(), "worker ready") {
+		t.Error("it is said that a worker is ready")
+	}
+	if said, code := d.told("status"); code != exitFailure || !strings.Contains(said, "probe /app/healthz: status 500, want one below 400; the answer begins \"ill\"") {
+		t.Errorf("status: exit code %d, %s", code, said)
+	}
+	checked := func() string {
+		cmd := exec.Command(os.Args[0], "check", "-c", filepath.Join(dir, "fpmd.toml"), "--boot")
+		cmd.Env = append(os.Environ(), "FPMD_TEST_MAIN=1")
+		out, _ := cmd.CombinedOutput() // its exit code is told in words
+		return string(out)
+	}
+	if said := checked(); !strings.Contains(said, "  error        probe /app/healthz: status 500, want one below 400; ") {
+		t.Errorf("check --boot: %s", said)
+	}
+	write(t, health, "400 Who is localhost?")
+	if said := checked(); !strings.Contains(said, "  usually      the application answers for hosts that it knows (ALLOWED_HOSTS of Django)") {
+		t.Errorf("check --boot: %s", said)
+	}
+	write(t, health, "200 OK")
+	d.waitWorkers(config)
+	if said := checked(); !strings.Contains(said, "for 1 at once, and answered the probe with 200\n") {
+		t.Errorf("check --boot: %s", said)
+	}
+}
+
+// A worker of many slots is in service, with all of them, once one of them has brought the answer of the probe.
+func TestProbeOfManySlots(t *testing.T) {
+	dir := appDir(t)
+	program := filepath.Join(dir, "application")
+	if out, err := exec.Command("go", "build", "-o", program, "../../examples/go-application").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	config := func(status int) string {
+		return poolConfig(dir, fmt.Sprintf("workers = 1\ncommand = [%q]\nthreads = 8\nprobe = \"/hello\"\nprobe_status = %d", program, status))
+	}
+	d := serve(t, dir, config(200))
+	all := func() bool { p := d.status().Pools[0]; return p.Slots == 8 && p.Busy == 0 }
+	d.wait("8 free slots", all)
+	write(t, filepath.Join(dir, "fpmd.toml"), config(204))
+	if said, code := d.told("reload"); code != exitFailure || !strings.Contains(said, "probe /hello: status 200, want probe_status = 204") {
+		t.Errorf("exit code %d, %s", code, said)
+	}
+	d.wait("an end of who failed", func() bool { return len(d.status().Pools[0].Workers) == 1 })
+	if !all() {
+		t.Errorf("%+v", d.status().Pools[0])
+	}
+}
+
+// A stop does not wait for a probe that is under way.
+func TestStopDuringAProbe(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), fmt.Sprintf(healthApp, "v", `time.sleep(1000)`))
+	d := launch(t, dir, wsgiPool(dir, "probe = \"/healthz\"\nrequest_timeout = \"0s\""))
+	d.waitLog("probed by")
+	d.signal(syscall.SIGTERM)
+	if code := d.waitExit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// As many workers of a new generation may fail as max_boot_failures says, and are told of; with one
+// more, the old ones go on serving.
+func TestBootFailures(t *testing.T) {
+	dir := appDir(t)
+	app, tries := filepath.Join(dir, "app.py"), filepath.Join(dir, "tries")
+	if err := os.Mkdir(tries, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(tries, 0o777); err != nil { // workers write there, whoever they are
+		t.Fatal(err)
+	}
+	write(t, app, fmt.Sprintf(versionApp, "old"))
+	d := serve(t, dir, wsgiPool(dir, fmt.Sprintf("workers = 1\nmax_boot_failures = 2\nenv = { TRIES = %q }", tries)))
+	failing := func(times int, version string) {
+		old, err := filepath.Glob(tries + "/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range old {
+			if err := os.Remove(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, app, fmt.Sprintf(versionApp, version)+fmt.Sprintf(`
+import os
+n = len(os.listdir(os.environ["TRIES"]))
+open(os.path.join(os.environ["TRIES"], str(n)), "w").close()
+if n < %d:
+    raise RuntimeError("attempt %%d" %% n)
+`, times))
+	}
+	failing(3, "broken")
+	said, code := d.told("reload")
+	if code != exitFailure || !strings.Contains(said, "RuntimeError: attempt 2\n") || !strings.Contains(said, "the old ones go on serving") {
+		t.Errorf("exit code %d, %s", code, said)
+	}
+	if n := strings.Count(d.log.String(), `msg="new worker did not come up"`); n != 2 {
+		t.Errorf("%d failures are told of that were allowed, want 2", n)
+	}
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "old") {
+		t.Errorf("%q, %v", answer, err)
+	}
+	failing(2, "new")
+	if said, code := d.told("reload"); code != 0 || said != "" {
+		t.Errorf("exit code %d, %s", code, said)
+	}
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "new") {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
