@@ -83,9 +83,10 @@ type PoolConfig struct {
 	Debug             bool          // tracebacks in pages
 	AllowRoot         bool
 
-	Probe           string // path, or URL with host and scheme, that the first worker of a generation is asked for; "": none is
-	ProbeStatus     int    // that it has to answer; 0: any from 200 to 399
-	MaxBootFailures int    // workers of a new generation that may fail before it is given up
+	Probe           string        // path, or URL with host and scheme, that the first worker of a generation is asked for; "": none is
+	ProbeStatus     int           // that it has to answer; 0: any from 200 to 399
+	MaxBootFailures int           // workers of a new generation that may fail before it is given up
+	KeepGeneration  time.Duration // how long workers that were replaced stay, for a rollback; 0: they leave
 
 	StartTimeout   time.Duration // from launch to ready; not 0
 	StopTimeout    time.Duration // from TERM to KILL; not 0

@@ -273,6 +273,7 @@ var poolSettings = []setting[draft]{
 		}
 	}},
 	{"max_boot_failures", func(v value, d *draft) { v.integer(&d.MaxBootFailures, 0, maxMaxBootFailures) }},
+	{"keep_generation", func(v value, d *draft) { v.duration(&d.KeepGeneration, true) }},
 	{"start_timeout", func(v value, d *draft) { v.duration(&d.StartTimeout, false) }},
 	{"stop_timeout", func(v value, d *draft) { v.duration(&d.StopTimeout, false) }},
 	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},

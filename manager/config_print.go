@@ -227,6 +227,7 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 	},
 	"probe":             func(_ *machine, p *PoolConfig) any { return p.Probe },
 	"max_boot_failures": func(_ *machine, p *PoolConfig) any { return p.MaxBootFailures },
+	"keep_generation":   func(_ *machine, p *PoolConfig) any { return p.KeepGeneration.String() },
 	"probe_status": func(_ *machine, p *PoolConfig) any {
 		if p.Probe == "" {
 			return unset("there is no probe")

@@ -271,6 +271,7 @@ allow_root = true
 probe = "https://www.example.com/blog/healthz?deep=1"
 probe_status = 204
 max_boot_failures = 2
+keep_generation = "5m"
 start_timeout = "1m30s"
 stop_timeout = "500ms"
 drain_timeout = "2m"
@@ -319,7 +320,7 @@ func TestEverySetting(t *testing.T) {
 		PM: Dynamic, Workers: 6, StartWorkers: 4, MinSpareWorkers: 2, MaxSpareWorkers: 5, IdleTimeout: time.Minute,
 		MaxRequests: 1000, MaxRequestsJitter: 100, MaxAge: time.Hour, MaxAgeJitter: 5 * time.Minute, MaxMemory: 512 << 20, MaxMemoryHard: 1 << 30,
 		Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
-		Probe: "https://www.example.com/blog/healthz?deep=1", ProbeStatus: 204, MaxBootFailures: 2,
+		Probe: "https://www.example.com/blog/healthz?deep=1", ProbeStatus: 204, MaxBootFailures: 2, KeepGeneration: 5 * time.Minute,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
 		ClientTimeout: 45 * time.Second, BufferResponse: 64 << 10, MaxConnections: 100,
 		QueueTimeout: time.Second, AccessLog: "-", MaxEnviron: 64 << 10,

@@ -31,6 +31,8 @@ type pool struct {
 	cfg       atomic.Pointer[PoolConfig]   // of the serving generation; stored under mu
 	claim     *claim                       // on a share of max_workers
 
+	rolling sync.Mutex // held while the serving generation is about to be replaced; before mu
+
 	// mu guards the states of workers and what follows. No I/O and no wait
 	// happens under it.
 	mu      sync.Mutex
@@ -48,6 +50,10 @@ type pool struct {
 	lastErr error         // why the serving generation's last worker that did not come up did not
 	gens    int
 
+	kept     *keep     // for a rollback; nil: no generation is,
+	unkept   string    // for this reason,
+	unkeptAt time.Time // since then
+
 	bringUp func(context.Context, *worker) error // worker.start; a test that lives on a fake clock has another
 
 	readyOnce chan struct{}  // closed when the pool is ready for the first time
@@ -62,6 +68,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		recent:    secondWait, // not known to be less
 		patience:  secondWait,
 		seconds:   protocol.CanWithdraw(),
+		unkept:    "there was no reload or restart since fpmd was started",
 		readyOnce: make(chan struct{}),
 		bringUp:   func(ctx context.Context, w *worker) error { return w.start(ctx) },
 	}
@@ -156,6 +163,8 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 // what they have. Others take the place of those that do not come up, or do not live; when these are more than
 // max_boot_failures, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
+	p.rolling.Lock()
+	defer p.rolling.Unlock()
 	g := p.newGeneration(cfg)
 	var ws []*worker // that have come up
 	for failures := 0; ; {
@@ -254,10 +263,12 @@ func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed [
 		}
 		return living, failed
 	}
-	old := p.takeOverLocked(g, ws)
+	leave := p.keepLocked(p.takeOverLocked(g, ws), g.cfg.KeepGeneration)
 	p.mu.Unlock()
 	p.wg.Go(g.steward) // ends when the generation is retired
-	old.retire("replaced by a reload")
+	for _, g := range leave {
+		g.retire("replaced by a reload")
+	}
 	return ws, nil
 }
 
@@ -400,10 +411,16 @@ func (p *pool) stop(ctx context.Context) {
 	}
 	p.mu.Lock()
 	p.stopped = true
-	g := p.gen
+	gens := []*generation{p.gen} // nil where it was not begun
+	if p.kept != nil {
+		gens = append(gens, p.kept.gen)
+	}
+	p.unkeepLocked("fpmd stops")
 	p.mu.Unlock()
-	if g != nil {
-		g.retire("stop")
+	for _, g := range gens {
+		if g != nil {
+			g.retire("stop")
+		}
 	}
 	kill := context.AfterFunc(ctx, func() {
 		for _, w := range p.workersOf(nil) {

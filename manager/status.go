@@ -34,6 +34,14 @@ type PoolStatus struct {
 	Connections int            `json:"connections"`
 	Requests    map[string]int `json:"requests"` // since the start, by outcome
 	Workers     []WorkerStatus `json:"workers"`  // the oldest first
+	Kept        *KeptStatus    `json:"kept,omitempty"`
+}
+
+// A KeptStatus is the generation that a rollback would have serve.
+type KeptStatus struct {
+	Generation int       `json:"generation"`
+	Workers    int       `json:"workers"` // those that it would begin with
+	Until      time.Time `json:"until"`
 }
 
 // A WorkerStatus is a worker's part of a PoolStatus.
@@ -85,12 +93,21 @@ func (p *pool) status() PoolStatus {
 	}
 	serving, slots, busy := p.servingLocked()
 	s.Slots, s.Busy = slots, busy
+	if k := p.kept; k != nil {
+		s.Kept = &KeptStatus{Generation: k.gen.n, Until: k.until}
+	}
 	for w := range p.workers {
 		ws := WorkerStatus{
 			ID: w.id, Generation: w.gen.n, State: w.state.String(), Cause: w.cause, Slots: len(w.slots), Busy: w.busySlots(), Served: w.served,
 		}
 		if w.proc != nil {
 			ws.PID = w.proc.pid
+		}
+		if p.kept != nil && w.gen == p.kept.gen && w.servesLocked() {
+			s.Kept.Workers++
+			if w.state == idle {
+				ws.State = "kept"
+			}
 		}
 		if !w.readyAt.IsZero() {
 			ready := w.readyAt

@@ -63,6 +63,11 @@ func (g *generation) steward() {
 		}
 		now := time.Now()
 		p.mu.Lock()
+		if g != p.gen { // it is kept, and rollback kicks it, or about to be retired
+			p.mu.Unlock()
+			t.Stop()
+			continue
+		}
 		d := p.mgr.rations.decide(g, g.headcountLocked(now))
 		starts := make([]*worker, d.start)
 		for i := range starts {
@@ -150,6 +155,7 @@ func (g *generation) cameLocked(w *worker) {
 func (g *generation) leftLocked(w *worker) {
 	p := g.pool
 	g.kick()
+	p.keptDiedLocked(w)
 	switch {
 	case g.ctx.Err() != nil: // not for its own sake
 		return

@@ -28,6 +28,7 @@ type town struct {
 	many sync.WaitGroup // who asks
 
 	launched atomic.Int64 // workers that have begun to load
+	reloads  atomic.Bool  // one is under way
 	before   int          // workers at the last check, but for what is replaced
 
 	fate     sync.Mutex // guards what follows
@@ -259,8 +260,21 @@ func (v *town) check(when string) {
 	for _, w := range v.wrongLocked() {
 		wrong("%s", w)
 	}
+	if v.kept != nil {
+		switch k := v.kept.gen; {
+		case k == v.gen:
+			wrong("generation %d serves and is kept", k.n)
+		case !k.servesLocked():
+			wrong("generation %d is kept, and has no worker", k.n)
+		case k.ctx.Err() != nil:
+			wrong("generation %d is kept, and was retired", k.n)
+		}
+	}
 	have := 0 // of the serving generation
 	for w := range v.workers {
+		if w.gen != v.gen && w.servesLocked() && !v.reloads.Load() && (v.kept == nil || v.kept.gen != w.gen) {
+			wrong("worker %d of generation %d is %v, which neither serves nor is kept", w.id, w.gen.n, w.state)
+		}
 		if w.gen != v.gen || w.state != starting && !w.servesLocked() {
 			continue
 		}
@@ -280,12 +294,16 @@ func (v *town) check(when string) {
 // Whatever happens to a pool, in any order, what it keeps adds up and it keeps to its size; and when nothing
 // happens any more, it is where it should be, serves who comes, and starts no worker for nobody.
 func TestTown(t *testing.T) {
+	rolledBack := 0
 	for seed := range uint64(60) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { liveInTown(t, seed) }) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { rolledBack += liveInTown(t, seed) }) })
+	}
+	if !t.Failed() && rolledBack < 20 {
+		t.Errorf("%d rollbacks in all lives: want enough of them to see something", rolledBack)
 	}
 }
 
-func liveInTown(t *testing.T, seed uint64) {
+func liveInTown(t *testing.T, seed uint64) (rolledBack int) {
 	rnd := rand.New(rand.NewPCG(seed, 25))
 	cfg := PoolConfig{PM: []PM{Static, Dynamic, OnDemand}[seed%3], Workers: 1 + rnd.IntN(6), IdleTimeout: upTo(rnd, 3*time.Second) + time.Millisecond}
 	if cfg.PM == Dynamic {
@@ -317,7 +335,7 @@ func liveInTown(t *testing.T, seed uint64) {
 	whole, kills := false, 0
 	for i := range 300 {
 		trail := fmt.Sprintf("seed %d, step %d", seed, i)
-		what := rnd.IntN(20)
+		what := rnd.IntN(21)
 		switch {
 		case what < 5:
 			v.ask(1, upTo(rnd, time.Second))
@@ -345,13 +363,29 @@ func liveInTown(t *testing.T, seed uint64) {
 			v.set(func() { v.failing = []float64{0, 0, 0.3, 1}[rnd.IntN(4)] })
 		case what == 18:
 			v.scale(1 - 2*rnd.IntN(2))
-		case rollOne.TryLock():
+		case !rollOne.TryLock():
+		case what == 19:
 			next := *v.config()
 			next.Workers = max(next.StartWorkers, next.Workers+rnd.IntN(3)-1, 1)
+			next.KeepGeneration = max(0, upTo(rnd, 40*time.Second)-10*time.Second)
+			v.reloads.Store(true)
 			rolling.Go(func() { // ends when it is rolled, or not
 				defer rollOne.Unlock()
+				defer v.reloads.Store(false)
 				_ = v.roll(reloads, &next) // which may fail
 			})
+		default:
+			v.mu.Lock()
+			from, to := v.gen, v.kept
+			v.mu.Unlock()
+			err := v.rollback()
+			rollOne.Unlock()
+			if (err == nil) != (to != nil) || err == nil && v.gen != to.gen || err != nil && v.gen != from {
+				t.Errorf("%s: a rollback from generation %d: %v", trail, from.n, err)
+			}
+			if err == nil {
+				rolledBack++
+			}
 		}
 		v.check(trail)
 		if n := v.serving(); peaceful && cfg.PM == Static {
@@ -360,7 +394,7 @@ func liveInTown(t *testing.T, seed uint64) {
 			}
 		}
 		if t.Failed() {
-			return
+			return rolledBack
 		}
 	}
 	if peaceful && v.told("there are more than are needed") > 0 && cfg.PM == Static {
@@ -407,6 +441,7 @@ func liveInTown(t *testing.T, seed uint64) {
 	if n := v.launched.Load() - launched; n > 0 && (cfg.MaxAge == 0 || cfg.PM == OnDemand) {
 		t.Errorf("seed %d: %d workers were started for nobody", seed, n)
 	}
+	return rolledBack
 }
 
 // inTown runs a test of a pool on a fake clock.

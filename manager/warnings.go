@@ -202,8 +202,17 @@ func (p *PoolConfig) slots() int {
 	return p.Threads
 }
 
+// generations is how many there are at once of p's workers during a reload: those that serve, the new ones,
+// and those that are kept.
+func (p *PoolConfig) generations() int {
+	if p.KeepGeneration > 0 {
+		return 3
+	}
+	return 2
+}
+
 // descriptors warns when the limit can't hold what the configuration allows: a
-// crowd at one pool, full queues at the others, and each worker twice, as in a reload.
+// crowd at one pool, full queues at the others, and all workers that a reload has at once.
 func (w *warner) descriptors() {
 	var most *PoolConfig
 	crowd, others, workers := 0, 0, 0
@@ -214,11 +223,11 @@ func (w *warner) descriptors() {
 			most, crowd = p, conns-asking
 		}
 		others += asking
-		workers += 2 * p.Workers * (descriptorsOfWorker + p.slots())
+		workers += p.generations() * p.Workers * (descriptorsOfWorker + p.slots())
 	}
 	need := descriptorsOfFpmd + others + crowd + workers
 	if w.nofile > 0 && need > w.nofile {
-		w.warn(most, "max_connections", most.MaxConnections, "RLIMIT_NOFILE allows %d descriptors, and %d may be needed: %d for so many connections here and the requests of the other pools, %d for the workers while a reload has them twice: want LimitNOFILE=%d in the unit (ulimit -Hn in a shell), or less here",
+		w.warn(most, "max_connections", most.MaxConnections, "RLIMIT_NOFILE allows %d descriptors, and %d may be needed: %d for so many connections here and the requests of the other pools, %d for the workers that a reload has at once: want LimitNOFILE=%d in the unit (ulimit -Hn in a shell), or less here",
 			w.nofile, need, others+crowd, workers, need)
 	}
 }
@@ -251,8 +260,9 @@ func (w *warner) memory() {
 		if p.WSGI != "" {
 			each = memoryOfWSGI
 		}
-		n := int64(p.Workers) * (each + int64(p.slots())*memoryOfSlot)
-		if need, workers = need+n, workers+p.Workers; n > top {
+		of := (p.generations() - 1) * p.Workers // without a reload
+		n := int64(of) * (each + int64(p.slots())*memoryOfSlot)
+		if need, workers = need+n, workers+of; n > top {
 			most, top = p, n
 		}
 	}
@@ -263,9 +273,9 @@ func (w *warner) memory() {
 }
 
 // processes warns when a user may not have as many processes as there are
-// workers of his while a reload has them twice. Root may.
+// workers of his during a reload. Root may.
 func (w *warner) processes() {
-	workers := map[uint32]int{}
+	workers, atOnce := map[uint32]int{}, map[uint32]int{}
 	most := map[uint32]*PoolConfig{}
 	for _, p := range w.cfg.Pools {
 		uid := uint32(w.euid)
@@ -273,6 +283,7 @@ func (w *warner) processes() {
 			uid = p.Cred.UID
 		}
 		workers[uid] += p.Workers
+		atOnce[uid] += p.generations() * p.Workers
 		if m := most[uid]; m == nil || p.Workers > m.Workers {
 			most[uid] = p
 		}
@@ -282,7 +293,7 @@ func (w *warner) processes() {
 		if p.Cred != nil {
 			uid = p.Cred.UID
 		}
-		n := 2 * workers[uid]
+		n := atOnce[uid]
 		if l := p.Limits.Nproc; l.Set { // takes the place of fpmd's own; the kernel counts all that the user has
 			if uid != 0 && l.Value != unlimited && int64(n+minNproc) > l.Value {
 				w.warn(p, "rlimit_nproc", l.Value, "a reload of the %d workers of %s takes %d processes, and as many threads more as they make: want %d or more",

@@ -86,6 +86,8 @@ func TestWarnings(t *testing.T) {
 		"memory that nobody knows":         {group + "\nworkers = 1000", func(f *facts) { f.bytes, f.nofile = 0, 0 }, ""},
 		"more processes than the user may": {group + "\nworkers = 100", func(f *facts) { f.nproc = 199 }, ":7: pool.blog.workers: 100: RLIMIT_NPROC allows user blog 199 processes, and a reload of the 100 workers takes 200: want LimitNPROC=400"},
 		"as many as it may":                {group + "\nworkers = 100", func(f *facts) { f.nproc = 200 }, ""},
+		"more with those that are kept":    {group + "\nworkers = 100\nkeep_generation = \"5m\"", func(f *facts) { f.nproc, f.bytes = 299, 0 }, ":7: pool.blog.workers: 100: RLIMIT_NPROC allows user blog 299 processes, and a reload of the 100 workers takes 300: want LimitNPROC=600"},
+		"memory of those that are kept":    {group + "\nworkers = 85\nkeep_generation = \"5m\"", nil, ":7: pool.blog.workers: 85: 170 workers in all pools take 1030 MiB or more"},
 		"more than the pool's own":         {group + "\nworkers = 100\nrlimit_nproc = 215", nil, ":8: pool.blog.rlimit_nproc: 215: a reload of the 100 workers of user blog takes 200 processes, and as many threads more as they make: want 416 or more"},
 		"as many as that":                  {group + "\nworkers = 100\nrlimit_nproc = 216", func(f *facts) { f.nproc = 10 }, ""},
 		"no limit of its own":              {group + "\nworkers = 100\nrlimit_nproc = \"unlimited\"", func(f *facts) { f.nproc = 10 }, ""},

@@ -65,6 +65,17 @@ the end, as reload does.
 
 ` + whereHelp
 
+const rollbackHelp = `usage: fpmd rollback [-c FILE] POOL
+
+Has the workers that POOL had before its last reload or restart serve again, at
+once, and with the configuration that they have. They are there for as long as
+keep_generation says, which status tells; without any it is refused.
+
+` + whereHelp + `
+exit codes: 0 they serve; 1 it was refused, and all stays as it is; 69 no fpmd
+is there to ask.
+`
+
 const scaleHelp = `usage: fpmd scale [-c FILE] POOL N
 
 Has POOL have N workers; of a pool that is not static, it is the most that
@@ -220,6 +231,15 @@ func cmdRestart(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return done(err)
 	}
 	return l.ask(ctx, "POST", "/restart"+l.query(pools), nil)
+}
+
+func cmdRollback(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var l askLine
+	pool, err := l.parse("rollback", args, rollbackHelp, 1, 1, stdout)
+	if err != nil {
+		return done(err)
+	}
+	return l.ask(ctx, "POST", "/rollback"+l.query(pool), nil)
 }
 
 func cmdPlan(ctx context.Context, args []string, stdout, _ io.Writer) error {
@@ -385,6 +405,9 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		}
 		if p.Error != "" && p.State != "serving" {
 			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))
+		}
+		if k := p.Kept; k != nil {
+			fmt.Fprintf(w, "  generation %d, of %d workers, is kept for %s: fpmd rollback %s\n", k.Generation, k.Workers, age(k.Until.Sub(now)), p.Name)
 		}
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		if len(p.Workers) > 0 {

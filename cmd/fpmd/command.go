@@ -31,6 +31,7 @@ func commands() []command {
 		{"plan", "[--changed] [--json] [POOL...]", "say what a reload would do", new(askLine).flags("plan"), nil, cmdPlan},
 		{"reload", "[--changed] [POOL...]", "have it roll pools, and wait", new(askLine).flags("reload"), nil, cmdReload},
 		{"restart", "POOL...", "the same, with the configuration it has", new(askLine).flags("restart"), nil, cmdRestart},
+		{"rollback", "[-c FILE] POOL", "have the generation before serve again", new(askLine).flags("rollback"), nil, cmdRollback},
 		{"scale", "[-c FILE] POOL N", "have a pool have N workers", new(askLine).flags("scale"), nil, cmdScale},
 		{"reopen", "[-c FILE]", "have it open its logs again", new(askLine).flags("reopen"), nil, cmdReopen},
 		{"stop", "[-c FILE]", "stop it gently, and wait", new(askLine).flags("stop"), nil, cmdStop},

@@ -31,10 +31,10 @@ type refusal struct {
 }
 
 // serveControl answers on the control socket until l is closed. It is HTTP, with
-// JSON for answers: GET /status and /plan, POST /reload, /restart, /scale?pool=NAME&workers=N,
-// /reopen and /stop. /plan, /reload and /restart take pool=NAME, any number of times, and
-// changed=1. /reload and /restart answer when they have worked or failed, but for wait=0, the
-// others at once.
+// JSON for answers: GET /status and /plan, POST /reload, /restart, /rollback?pool=NAME,
+// /scale?pool=NAME&workers=N, /reopen and /stop. /plan, /reload and /restart take pool=NAME, any
+// number of times, and changed=1. /reload and /restart answer when they have worked or failed, but
+// for wait=0, /rollback when a reload of that pool that is under way has ended, the others at once.
 func (s *supervisor) serveControl(l net.Listener) {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, status int, v any) {
@@ -64,6 +64,12 @@ func (s *supervisor) serveControl(l net.Listener) {
 	})
 	act("POST /reload", func(r *http.Request) error { return s.ask(r, false) })
 	act("POST /restart", func(r *http.Request) error { return s.ask(r, true) })
+	act("POST /rollback", func(r *http.Request) error {
+		if s.stopping.Load() {
+			return manager.ErrStopping
+		}
+		return s.rollback(r.URL.Query()["pool"])
+	})
 	act("POST /scale", func(r *http.Request) error {
 		if s.stopping.Load() {
 			return manager.ErrStopping

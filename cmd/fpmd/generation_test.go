@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // healthApp answers its version, and the probe as its body of health does.
@@ -218,5 +221,182 @@ if n < %d:
 	}
 	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "new") {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// A rollback has the code before serve again at once, with its configuration, and no request fails,
+// however many there are.
+func TestRollbackUnderLoad(t *testing.T) {
+	dir := appDir(t)
+	app, file := filepath.Join(dir, "app.py"), filepath.Join(dir, "fpmd.toml")
+	write(t, app, fmt.Sprintf(versionApp, "v0"))
+	d := serve(t, dir, wsgiPool(dir, "workers = 2\nkeep_generation = \"1h\""))
+	url := d.nginx("")
+	l := startLoad(t, 8, func(ctx context.Context) (int, string, error) {
+		resp, got, err := fetch(ctx, "GET", url+"/", nil)
+		if err != nil {
+			return 0, "", err
+		}
+		return resp.StatusCode, got, nil
+	})
+	if said, code := d.told("rollback", "app"); code != exitFailure || !strings.HasSuffix(said, "no other is kept: there was no reload or restart since fpmd was started\n") {
+		t.Errorf("before a reload: exit code %d, %s", code, said)
+	}
+	for i := range 4 {
+		write(t, app, fmt.Sprintf(versionApp, fmt.Sprintf("v%d", i+1)))
+		write(t, file, wsgiPool(dir, fmt.Sprintf("workers = 3\nqueue_size = %d\nkeep_generation = \"1h\"", 100+i)))
+		if said, code := d.told("reload"); code != 0 {
+			t.Fatalf("reload: exit code %d, %s", code, said)
+		}
+		d.wait("answers of the new code", func() bool { return l.total(fmt.Sprintf("v%d", i+1)) > 10 })
+		r := d.status()
+		if k := r.Pools[0].Kept; k == nil || k.Workers != 2 || time.Until(k.Until) > time.Hour || k.Generation != 1 {
+			t.Errorf("kept is %+v", k)
+		}
+		if said, _ := d.told("status"); !strings.Contains(said, "\n  generation 1, of 2 workers, is kept for 59m") || strings.Count(said, " kept ") < 2 {
+			t.Errorf("status: %s", said)
+		}
+		if said, code := d.told("rollback", "app"); code != 0 || said != "" {
+			t.Fatalf("rollback: exit code %d, %s", code, said)
+		}
+		if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "v0") {
+			t.Errorf("right after a rollback: %q, %v", answer, err)
+		}
+		if p := d.status().Pools[0]; p.Generation != 1 || p.Size != 2 || p.QueueSize != 512 || p.Kept != nil {
+			t.Errorf("after a rollback: %+v", p)
+		}
+		d.waitLog(fmt.Sprintf("change=\"pool.app.queue_size is now 512, not %d\"", 100+i))
+		before := l.total("v0")
+		d.wait("answers of the old code", func() bool { return l.total("v0") > before+10 })
+	}
+	if _, failed := l.stop(); len(failed) > 0 {
+		t.Error(summary(failed))
+	}
+	if said, code := d.told("rollback", "app"); code != exitFailure || !regexp.MustCompile(`generation 1, which was, serves again \(\d+s ago\)\n$`).MatchString(said) {
+		t.Errorf("a second rollback: exit code %d, %s", code, said)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		said string
+	}{
+		{[]string{"rollback"}, exitUsage, "rollback wants more than"},
+		{[]string{"rollback", "app", "app"}, exitUsage, "rollback takes no argument \"app\""},
+		{[]string{"rollback", "nobody"}, exitFailure, "there is no pool \"nobody\": want one of app"},
+	} {
+		if said, code := d.told(tt.args...); code != tt.code || !strings.Contains(said, tt.said) {
+			t.Errorf("%s: exit code %d, %s", tt.args, code, said)
+		}
+	}
+}
+
+// Workers that are kept leave when their time is over, and with fpmd.
+func TestKeptWorkersLeave(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	file := filepath.Join(dir, "fpmd.toml")
+	config := func(keep string) string { return wsgiPool(dir, "workers = 2\nkeep_generation = \""+keep+"\"") }
+	d := serve(t, dir, config("1ms"))
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("reload: exit code %d, %s", code, said)
+	}
+	d.waitLog(`msg="generation is kept no longer" pool=app generation=1 cause="keep_generation is over"`)
+	d.wait("an end of the old ones", func() bool { return len(d.status().Pools[0].Workers) == 2 })
+	if said, code := d.told("rollback", "app"); code != exitFailure || !strings.Contains(said, "generation 1 was kept until its keep_generation was over") {
+		t.Errorf("rollback: exit code %d, %s", code, said)
+	}
+
+	write(t, file, config("1h"))
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("reload: exit code %d, %s", code, said)
+	}
+	workers := children(d.cmd.Process.Pid)
+	if len(workers) != 4 {
+		t.Errorf("%d workers, want 2 that serve and 2 that are kept", len(workers))
+	}
+	if code := stopGently(d); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, pid := range workers {
+		if alive(pid) {
+			t.Errorf("process %d is left", pid)
+		}
+	}
+}
+
+// A rollback waits for the reload of its own pool, and undoes that; the reload of another pool does not
+// hold it up. systemd is told.
+func TestRollbackDuringAReload(t *testing.T) {
+	dir := appDir(t)
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", l.LocalAddr().String())
+	app, goes := filepath.Join(dir, "app.py"), filepath.Join(dir, "go")
+	write(t, app, helloApp)
+	const more = "workers = 1\nkeep_generation = \"1h\""
+	second := strings.SplitAfter(wsgiPool(dir, more), "\n\n")[1]
+	d := serve(t, dir, wsgiPool(dir, more)+strings.NewReplacer("pool.app", "pool.two", "app.sock", "two.sock").Replace(second))
+	generation := func() int { return d.status().Pools[0].Generation }
+	reload := func(pool string, begun int) (end func()) {
+		write(t, app, fmt.Sprintf("import os, time\nprint('begun', flush=True)\nwhile not os.path.exists(%q): time.sleep(0.01)\n", goes)+helloApp)
+		ended := make(chan string, 1)
+		go func() { // ends with the reload
+			said, code := d.told("reload", pool)
+			ended <- fmt.Sprint(code, said)
+		}()
+		d.waitLogTimes("msg=begun", begun)
+		return func() {
+			if got := <-ended; got != "0" {
+				t.Errorf("reload of %s: %s", pool, got)
+			}
+		}
+	}
+	rollback := func() {
+		if said, code := d.told("rollback", "app"); code != 0 {
+			t.Errorf("rollback: exit code %d, %s", code, said)
+		}
+	}
+
+	if said, code := d.told("reload", "app"); code != 0 {
+		t.Fatalf("reload: exit code %d, %s", code, said)
+	}
+	end := reload("two", 1)
+	rollback()
+	if n := generation(); n != 1 {
+		t.Errorf("while another pool is rolled: generation %d serves, want 1", n)
+	}
+	b := make([]byte, 4096)
+	for l.SetReadDeadline(time.Now().Add(patience)); ; {
+		n, err := l.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(b[:n]) == "STATUS=serving; pool app was rolled back" {
+			break
+		}
+	}
+	write(t, goes, "")
+	end()
+	if said, code := d.told("reload", "app"); code != 0 { // generation 3, beside which 1 is kept
+		t.Fatalf("reload: exit code %d, %s", code, said)
+	}
+
+	if err := os.Remove(goes); err != nil {
+		t.Fatal(err)
+	}
+	end = reload("app", 3)
+	rolledBack := make(chan struct{})
+	go func() { // ends with the rollback, behind the reload
+		rollback()
+		close(rolledBack)
+	}()
+	write(t, goes, "")
+	end()
+	<-rolledBack
+	if n := generation(); n != 3 {
+		t.Errorf("generation %d serves, want 3", n)
 	}
 }

@@ -327,6 +327,20 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 	return s.m.Reload(ctx, cfg, r.Reloading)
 }
 
+// rollback has the one pool of pools go back to the generation before, beside any reload of others.
+func (s *supervisor) rollback(pools []string) error {
+	if len(pools) != 1 {
+		return fmt.Errorf("pools %q: want one", pools)
+	}
+	if err := s.m.Rollback(pools[0]); err != nil {
+		return err
+	}
+	words := "serving; pool " + pools[0] + " was rolled back"
+	s.state.Store(&words) // and no other state: systemd may be waiting for the end of a reload
+	s.sdNotify("STATUS=" + words)
+	return nil
+}
+
 // plan says what a reload would do.
 func (s *supervisor) plan(r manager.Reloading) (manager.Plan, error) {
 	cfg, err := manager.Load(s.path, manager.LoadOptions{})

@@ -1,0 +1,134 @@
+package manager
+
+import (
+	"fmt"
+	"time"
+)
+
+// A keep is a generation that serves no more, and whose workers stay ready for a rollback. Its steward
+// starts none and has none leave: whoever dies is gone.
+type keep struct {
+	gen   *generation
+	until time.Time
+	timer *time.Timer // ends it then
+}
+
+// keepLocked keeps old, which serves no more, for so long, and returns the generations that are to be
+// retired: old, where it is not kept, and the one that was kept before. pool.mu is held.
+func (p *pool) keepLocked(old *generation, keepFor time.Duration) (leave []*generation) {
+	if p.kept != nil {
+		leave = append(leave, p.kept.gen)
+	}
+	switch {
+	case keepFor == 0:
+		p.unkeepLocked("at the last reload or restart keep_generation was 0")
+	case !old.servesLocked():
+		p.unkeepLocked(fmt.Sprintf("generation %d had no worker when it was replaced", old.n))
+	default:
+		p.unkeepLocked("")
+		k := &keep{gen: old, until: time.Now().Add(keepFor)}
+		k.timer = time.AfterFunc(keepFor, func() { p.keptLongEnough(k) })
+		p.kept = k
+		return leave
+	}
+	return append(leave, old)
+}
+
+// unkeepLocked notes that no generation is kept any more, and why. Whoever calls it sees to
+// the one that was. pool.mu is held.
+func (p *pool) unkeepLocked(why string) {
+	if p.kept != nil {
+		p.kept.timer.Stop()
+		p.kept = nil
+	}
+	p.unkept, p.unkeptAt = why, time.Now()
+}
+
+// keptLongEnough retires a generation when its time is over.
+func (p *pool) keptLongEnough(k *keep) {
+	p.mu.Lock()
+	over := p.kept == k // else it was not the timer that ended it
+	if over {
+		p.unkeepLocked(fmt.Sprintf("generation %d was kept until its keep_generation was over", k.gen.n))
+	}
+	p.mu.Unlock()
+	if over {
+		p.log.Info("generation is kept no longer", "generation", k.gen.n, "cause", "keep_generation is over")
+		k.gen.retire("keep_generation is over")
+	}
+}
+
+// keptDiedLocked notes, when w has left, that the generation which is kept has nobody left. pool.mu is held.
+func (p *pool) keptDiedLocked(w *worker) {
+	g := w.gen
+	if p.kept == nil || p.kept.gen != g || g.servesLocked() {
+		return
+	}
+	p.unkeepLocked(fmt.Sprintf("the last worker of generation %d, which was kept, has ended: %s", g.n, w.cause))
+	g.cancel() // its steward, and whoever is still on the way
+	p.wg.Go(func() {
+		p.log.Warn("generation is kept no longer", "generation", g.n, "cause", "its last worker has ended", "next", "a rollback is refused")
+	})
+}
+
+// servesLocked reports whether a worker of g is in service, or would be if g served. pool.mu is held.
+func (g *generation) servesLocked() bool {
+	for w := range g.pool.workers {
+		if w.gen == g && w.servesLocked() {
+			return true
+		}
+	}
+	return false
+}
+
+// Rollback has the generation that the pool of this name keeps serve again, at once and with the configuration
+// that it had; the one that served finishes what it has. It is refused where none is kept. It waits for a
+// reload of that pool that is under way, and for those of no other.
+func (m *Manager) Rollback(pool string) error {
+	pools, err := m.named([]string{pool})
+	if err != nil {
+		return err
+	}
+	return pools[0].rollback()
+}
+
+func (p *pool) rollback() error {
+	p.rolling.Lock()
+	defer p.rolling.Unlock()
+	p.mu.Lock()
+	if p.stopped {
+		p.mu.Unlock()
+		return ErrStopping
+	}
+	if p.kept == nil {
+		err := fmt.Errorf("pool %s: generation %d goes on serving, for no other is kept: %s", p.name, p.gen.n, p.unkept)
+		if !p.unkeptAt.IsZero() {
+			err = fmt.Errorf("%w (%v ago)", err, time.Since(p.unkeptAt).Round(time.Second))
+		}
+		p.mu.Unlock()
+		p.log.Error("rollback refused", "cause", err, "next", "all stays as it is")
+		return err
+	}
+	g := p.kept.gen
+	var ws []*worker
+	for w := range p.workers {
+		if w.gen == g && w.servesLocked() {
+			ws = append(ws, w)
+		}
+	}
+	p.unkeepLocked(fmt.Sprintf("generation %d, which was, serves again", g.n))
+	old := p.takeOverLocked(g, ws)
+	p.mu.Unlock()
+	g.kick() // who died meanwhile is replaced
+	old.retire("replaced by a rollback")
+	changes := changesOf(old.cfg, g.cfg)
+	for _, c := range changes {
+		p.log.Info("configuration", "change", c.String())
+	}
+	next := "a reload rolls it to the code that is there then"
+	if len(changes) > 0 {
+		next = "a reload rolls it to the code, and to the keys of the configuration, that are there then"
+	}
+	p.log.Info("rolled back", "generation", g.n, "workers", len(ws), "replaced", old.n, "next", next)
+	return nil
+}
