@@ -38,6 +38,9 @@ type Supervisor struct {
 	User       string     // of pools that name none, when fpmd is root; "": none
 	Procs      int        // processors that Go code runs on at once; 0: what measurement advises
 	MaxWorkers int        // of all pools together; 0: each pool's own limit will do
+
+	ControlGroup string // whose members may use the control socket as well; "": nobody's
+	ControlGID   int    // its number
 }
 
 // PoolConfig is a [pool.NAME] table.

@@ -389,7 +389,7 @@ func names[T any](settings []setting[T]) []string {
 
 // later are the words that the design has fixed for what this version can't do.
 var later = []string{
-	"control_group", "shutdown_delay", "asgi", "cgi", "chroot", "preload", "reload_on_change", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path", "buffer_request",
+	"shutdown_delay", "asgi", "cgi", "chroot", "preload", "reload_on_change", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path", "buffer_request",
 	"extensions", "trusted_proxies", "wsgi_post_fork", "slow_timeout",
 }
 

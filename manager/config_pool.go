@@ -88,6 +88,7 @@ var supervisorSettings = []setting[Supervisor]{
 			}
 		}
 	}},
+	{"control_group", func(v value, s *Supervisor) { s.ControlGroup = v.groupOfSocket(&s.ControlGID) }},
 	{"procs", func(v value, s *Supervisor) { v.integer(&s.Procs, 0, maxProcs) }},
 	{"max_workers", func(v value, s *Supervisor) { v.integer(&s.MaxWorkers, 0, maxAllWorkers) }},
 }
@@ -127,23 +128,7 @@ var poolSettings = []setting[draft]{
 			v.refuse("%v", err)
 		}
 	}},
-	{"listen_group", func(v value, d *draft) {
-		var name string
-		if !v.text(&name) || name == "" {
-			return
-		}
-		gid, err := v.l.groupNamed(name)
-		if err == nil && v.l.euid != 0 && !v.l.asking {
-			if err = v.l.inGroup(gid); err != nil {
-				err = fmt.Errorf("%w: leave it out, or start fpmd as root", err)
-			}
-		}
-		if err != nil {
-			v.refuse("%v", err)
-			return
-		}
-		d.ListenGroup = gid
-	}},
+	{"listen_group", func(v value, d *draft) { v.groupOfSocket(&d.ListenGroup) }},
 	{"listen_backlog", func(v value, d *draft) { v.integer(&d.ListenBacklog, 1, maxBacklog) }},
 	{"allowed_clients", func(v value, d *draft) { d.setAllowedClients(v) }},
 	{"wsgi", func(v value, d *draft) {
@@ -752,6 +737,25 @@ func (d *draft) checkNoChange() {
 			d.given["group"].refuse("%v", err)
 		}
 	}
+}
+
+// groupOfSocket reads the name of a group that fpmd can give a socket to, and its number into gid; "": none.
+func (v value) groupOfSocket(gid *int) (name string) {
+	if !v.text(&name) || name == "" {
+		return ""
+	}
+	n, err := v.l.groupNamed(name)
+	if err == nil && v.l.euid != 0 && !v.l.asking {
+		if err = v.l.inGroup(n); err != nil {
+			err = fmt.Errorf("%w: leave it out, or start fpmd as root", err)
+		}
+	}
+	if err != nil {
+		v.refuse("%v", err)
+		return ""
+	}
+	*gid = n
+	return name
 }
 
 // inGroup is an error when we are not in group gid.

@@ -101,6 +101,8 @@ var supervisorShown = map[string]func(*Supervisor) any{
 	"user":        func(s *Supervisor) any { return s.User },
 	"procs":       func(s *Supervisor) any { return s.Procs },
 	"max_workers": func(s *Supervisor) any { return s.MaxWorkers },
+
+	"control_group": func(s *Supervisor) any { return s.ControlGroup },
 }
 
 const (

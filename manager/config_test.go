@@ -226,6 +226,7 @@ log_level = "debug"
 log_format = "json"
 log = "/var/log/fpmd.log"
 user = "www-data"
+control_group = "video"
 procs = 2
 max_workers = 500
 
@@ -290,7 +291,7 @@ func TestEverySetting(t *testing.T) {
 	cfg := mustLoad(t, testMachine(0), everySetting)
 	sup := Supervisor{
 		RuntimeDir: "/var/run/fpmd", Include: nil, LogLevel: slog.LevelDebug, LogFormat: "json",
-		Log: "/var/log/fpmd.log", User: "www-data", Procs: 2, MaxWorkers: 500,
+		Log: "/var/log/fpmd.log", User: "www-data", Procs: 2, MaxWorkers: 500, ControlGroup: "video", ControlGID: 44,
 	}
 	if !reflect.DeepEqual(cfg.Supervisor, sup) {
 		t.Errorf("[supervisor] is\n%+v, want\n%+v", cfg.Supervisor, sup)

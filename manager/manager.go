@@ -62,6 +62,7 @@ type Manager struct {
 	starts  chan struct{} // has room for as many workers as start at once
 	rations rations
 	ids     atomic.Int64 // of workers
+	events  record       // what has happened
 
 	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
@@ -71,6 +72,7 @@ type Manager struct {
 	asked      sync.WaitGroup     // who serves the control socket
 	quit       context.CancelFunc // ends what serving counts besides the servers
 	ready      chan struct{}
+	over       chan struct{} // closed when nothing happens any more
 }
 
 // New makes the runtime folder, binds every socket, and returns a Manager that
@@ -79,10 +81,10 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 	m := &Manager{
 		log: o.Logger, opts: o, cfg: cfg,
 		starts: make(chan struct{}, max(2, runtime.NumCPU())),
-		ready:  make(chan struct{}),
-		socks:  filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
-		path:   cfg.Path,
-		since:  time.Now(),
+		ready:  make(chan struct{}), over: make(chan struct{}),
+		socks: filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
+		path:  cfg.Path,
+		since: time.Now(),
 	}
 	defer func() {
 		if err != nil {
@@ -93,7 +95,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		return nil, err
 	}
 	if o.Control != nil {
-		if m.control, err = listenControl(cfg.Supervisor.RuntimeDir); err != nil {
+		if m.control, err = m.listenControl(); err != nil {
 			return nil, err
 		}
 	}
@@ -306,17 +308,20 @@ func (m *Manager) serve(p *pool, l *listener) {
 // Ready is closed once every pool has had a worker that can take a request.
 func (m *Manager) Ready() <-chan struct{} { return m.ready }
 
+// Over is closed once Stop has stopped all: there are no more events.
+func (m *Manager) Over() <-chan struct{} { return m.over }
+
 // Scale has each pool have by workers more, or fewer: of a dynamic pool or one on
 // demand, it is the most that changes. None goes below one. It holds until a reload
-// changes workers of the pool.
-func (m *Manager) Scale(by int) {
+// changes workers of the pool. The log has who asked for it.
+func (m *Manager) Scale(by int, who string) {
 	for _, p := range m.pools {
-		p.log.Info("pool scaled", "workers", p.scale(by))
+		p.tellScaled(p.scale(by), who)
 	}
 }
 
 // ScaleTo is Scale of one pool, to a number of workers.
-func (m *Manager) ScaleTo(pool string, workers int) error {
+func (m *Manager) ScaleTo(pool string, workers int, who string) error {
 	if workers < 1 || workers > maxWorkers {
 		return fmt.Errorf("%d workers: want a number from 1 to %d", workers, maxWorkers)
 	}
@@ -329,7 +334,7 @@ func (m *Manager) ScaleTo(pool string, workers int) error {
 		p.size = workers
 		p.gen.kick()
 		p.mu.Unlock()
-		p.log.Info("pool scaled", "workers", workers)
+		p.tellScaled(workers, who)
 	}
 	return nil
 }
@@ -354,6 +359,8 @@ func (m *Manager) Stop(ctx context.Context) {
 		m.quit()
 	}
 	m.serving.Wait()
+	m.events.add(Event{Kind: EventStopped})
+	close(m.over)
 	m.release() // which closes the control socket: until now, it tells how far the stop is
 	m.asked.Wait()
 }
@@ -422,11 +429,16 @@ func AdoptOrphans(ctx context.Context) error {
 }
 
 // ControlSocket is where a Manager with this runtime_dir is asked and told, by
-// root and by its own user.
+// root, its own user, and control_group.
 func ControlSocket(runtimeDir string) string { return filepath.Join(runtimeDir, "control") }
 
-func listenControl(dir string) (*listener, error) {
-	l, err := listenUnix(Address{Network: "unix", Address: ControlSocket(dir)}, &PoolConfig{ListenMode: 0o600, ListenOwner: -1, ListenGroup: -1, ListenBacklog: 64})
+func (m *Manager) listenControl() (*listener, error) {
+	s := m.cfg.Supervisor
+	as := &PoolConfig{ListenMode: 0o600, ListenOwner: -1, ListenGroup: -1, ListenBacklog: 64}
+	if s.ControlGroup != "" {
+		as.ListenMode, as.ListenGroup = 0o660, s.ControlGID
+	}
+	l, err := listenUnix(Address{Network: "unix", Address: ControlSocket(s.RuntimeDir)}, as)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}

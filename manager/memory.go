@@ -43,7 +43,7 @@ func (p *pool) weigh() {
 		case has <= limit:
 		case cfg.MaxMemoryHard > 0 && has > cfg.MaxMemoryHard:
 			cause := fmt.Sprintf("max_memory_hard = %s: it has %s", formatSize(cfg.MaxMemoryHard), formatSize(has>>20<<20))
-			w.log.Warn("worker takes too much memory", "cause", cause, "next", "kill it")
+			w.tellMemory(cause)
 			w.retire(cause)
 			w.kill()
 		case cfg.MaxMemory > 0 && has > cfg.MaxMemory:

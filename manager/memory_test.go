@@ -21,7 +21,7 @@ func TestWeigh(t *testing.T) {
 	g := p.newGeneration(p.config())
 	weighed := func(proc *process) string {
 		p.mu.Lock()
-		w := g.newWorkerLocked()
+		w := g.newWorkerLocked("")
 		w.proc = proc
 		p.mu.Unlock()
 		p.weigh()
@@ -88,7 +88,7 @@ func TestWeighWithoutPtrace(t *testing.T) {
 	for range 2 {
 		proc := startWorker(t, shell(t, ready+"sleep 1000; exit"))
 		p.mu.Lock()
-		w := g.newWorkerLocked()
+		w := g.newWorkerLocked("")
 		w.proc = proc
 		workers = append(workers, w)
 		p.mu.Unlock()

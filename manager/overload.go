@@ -1,9 +1,6 @@
 package manager
 
-import (
-	"fmt"
-	"time"
-)
+import "time"
 
 // An overload is a time in which a pool is asked for more than its workers do, for longer than a
 // queue can bridge: whose turn it is has left by then, his answer is for nobody, and so is the next. It
@@ -167,11 +164,10 @@ func (p *pool) tellOverload(now time.Time, stop bool) (again time.Time) {
 	_, slots, _ := p.servingLocked()
 	p.mu.Unlock()
 	if begins {
-		p.log.Warn("pool overloaded", "queued", queued, "slots", slots, "in_vain", fmt.Sprintf("%.0f%%", 100*l.missed),
-			"next", "who came last is served first; who has waited for "+overloadWait.String()+" is answered 503")
+		p.tellOverloaded(queued, slots, l.missed)
 	}
 	if ends {
-		p.log.Warn("overload is over", "lasted", l.lastMiss.Sub(l.since).Round(time.Millisecond), "refused", l.refused, "left", l.left)
+		p.tellOverloadOver(l)
 		return time.Time{}
 	}
 	switch {

@@ -48,6 +48,10 @@ type pool struct {
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error         // why the serving generation's last worker that did not come up did not
+	failing bool          // nobody serves, and so many have not come up that nobody who asks waits
+	full    episode       // of a queue without room
+	limit   episode       // of requests that wait, and as many workers as there may be
+	pressed bool          // so it was when it was looked last
 	gens    int
 
 	kept     *keep     // for a rollback; nil: no generation is,
@@ -201,7 +205,6 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 		}
 		g.pause(ctx)
 	}
-	p.log.Info("generation serves", "generation", g.n, "workers", len(ws))
 	return nil
 }
 
@@ -266,8 +269,9 @@ func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed [
 	leave := p.keepLocked(p.takeOverLocked(g, ws), g.cfg.KeepGeneration)
 	p.mu.Unlock()
 	p.wg.Go(g.steward) // ends when the generation is retired
+	p.tellGeneration(g, len(ws))
 	for _, g := range leave {
-		g.retire("replaced by a reload")
+		g.retire(causeReload)
 	}
 	return ws, nil
 }
@@ -283,7 +287,7 @@ func (p *pool) takeOverLocked(g *generation, ws []*worker) (old *generation) {
 	p.gen = g
 	g.fresh, g.batch, g.batchAt = false, len(ws), now
 	p.cfg.Store(g.cfg)
-	p.lastErr = nil // it was of the old one
+	p.worksLocked() // what the old one did counts no more
 	p.readyLocked()
 	for _, s := range p.idle {
 		s.w.spare = append(s.w.spare, s)
@@ -300,6 +304,15 @@ func (p *pool) takeOverLocked(g *generation, ws []*worker) (old *generation) {
 	return old
 }
 
+// Why workers leave that somebody has asked to.
+const (
+	causeReload   = "replaced by a reload"
+	causeRollback = "replaced by a rollback"
+	causeScale    = "scaled down"
+	causeStop     = "stop"
+	causeKept     = "keep_generation is over"
+)
+
 // notRolled gives g up, and says why.
 func (p *pool) notRolled(ctx context.Context, g *generation, err error) error {
 	g.retire("its generation did not come up")
@@ -312,7 +325,7 @@ func (p *pool) notRolled(ctx context.Context, g *generation, err error) error {
 		next = "the old ones do not come up either, and are tried again"
 	}
 	p.mu.Unlock()
-	p.log.Error("new workers did not come up", append(notStarted(err), "next", next)...)
+	p.tellGenerationLost(g, err, next)
 	return fmt.Errorf("pool %s: the new workers did not come up, %s: %w", p.name, next, err)
 }
 
@@ -419,7 +432,7 @@ func (p *pool) stop(ctx context.Context) {
 	p.mu.Unlock()
 	for _, g := range gens {
 		if g != nil {
-			g.retire("stop")
+			g.retire(causeStop)
 		}
 	}
 	kill := context.AfterFunc(ctx, func() {

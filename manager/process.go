@@ -44,6 +44,7 @@ type launch struct {
 	startTimeout time.Duration // from launch to ready
 	stopTimeout  time.Duration // what whoever owns the process gives to stop
 	logger       *slog.Logger  // gets the lines that the worker prints
+	spawned      func(pid int) // unless nil, is called when there is a process
 }
 
 // String says which worker it is about, what runs, as whom and where.
@@ -95,11 +96,12 @@ type process struct {
 	output    *output
 	gone      chan struct{}
 
-	mu     sync.Mutex // guards reaped; signals are sent under it, so that none hits a stranger
+	mu     sync.Mutex // guards what follows; signals are sent under it, so that none hits a stranger
 	reaped bool
+	sent   syscall.Signal // the last one that was sent to it before it had ended; 0: none
+	ended  time.Time      // when it had; zero: it has not
 
-	status exitStatus // written before gone is closed, and so is
-	ended  time.Time  // when that was
+	status exitStatus // written before gone is closed
 }
 
 // start launches a worker and waits until it is ready, which is when its
@@ -116,6 +118,9 @@ func start(ctx context.Context, l launch) (*process, error) {
 		var err error
 		if p, err = l.run(env); err == nil {
 			unwatch = context.AfterFunc(ctx, p.kill)
+			if l.spawned != nil {
+				l.spawned(p.pid)
+			}
 		}
 		return p, err
 	}}
@@ -274,11 +279,33 @@ func (p *process) tail() []string {
 // would have nothing to do with its end: it was long ago, or somebody killed it. Valid once
 // done is closed.
 func (p *process) lastWords() string {
-	lines, at := p.output.tail()
-	if len(lines) == 0 || p.ended.Sub(at) > lastWordsTime || p.status.fromOutside() {
+	lines := p.lastLines()
+	if len(lines) == 0 || p.status.fromOutside() {
 		return ""
 	}
 	return telling(lines)
+}
+
+// lastLines is what the process printed on its end, the oldest line first. Valid once done is closed.
+func (p *process) lastLines() []string {
+	lines, at := p.output.tail()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(lines) == 0 || p.ended.Sub(at) > lastWordsTime {
+		return nil
+	}
+	return lines
+}
+
+// sentBefore names the last signal that we had sent the process before it ended, or is "". Valid once
+// done is closed.
+func (p *process) sentBefore() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sent == 0 {
+		return ""
+	}
+	return unix.SignalName(p.sent)
 }
 
 // lastWordsTime is how long before its end a process may have printed why it ends.
@@ -307,6 +334,9 @@ func (p *process) signal(target int, sig syscall.Signal) {
 	if !p.reaped {
 		// Its only error is that nobody is left to be signalled.
 		_ = unix.Kill(target, sig)
+		if p.ended.IsZero() {
+			p.sent = sig
+		}
 	}
 }
 
@@ -326,7 +356,9 @@ func (p *process) watch() {
 	for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 	}
 
+	p.mu.Lock()
 	p.ended = time.Now()
+	p.mu.Unlock()
 	// The process is a zombie now. Until it is reaped its number is its own,
 	// and so is that of its process group: no stranger can be hit.
 	p.kill()

@@ -51,8 +51,12 @@ func (p *pool) acquire(x *exchange) outcome {
 	}
 	now := time.Now()
 	if !x.bounced { // else it has waited, and its time runs on
-		if p.queue.n >= p.config().QueueSize && !p.makeRoomLocked() {
+		if queued := p.queue.n; queued >= p.config().QueueSize && !p.makeRoomLocked() {
+			begins := p.full.meet(now)
 			p.mu.Unlock()
+			if begins {
+				p.tellQueueFull(queued)
+			}
 			return queueFull
 		}
 		x.waitEnd = now.Add(p.config().QueueTimeout)

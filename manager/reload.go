@@ -48,7 +48,7 @@ var (
 		"max_connections", "client_timeout", "buffer_response", "max_environ", "access_log",
 	}
 	fixedOfSupervisor = []string{"runtime_dir"}
-	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs"}
+	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs", "control_group"}
 	liveOfSupervisor  = []string{"max_workers"}
 )
 
@@ -204,7 +204,7 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
 	}
 	if err != nil {
-		m.log.Error("reload refused", "cause", err, "next", "all stays as it is")
+		m.tellRefused(err)
 		return err
 	}
 	for _, c := range plan.Later {
@@ -216,9 +216,7 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	m.rations.set(cfg.Supervisor.MaxWorkers)
 	next := make(map[string]*PoolConfig)
 	for _, p := range plan.Pools {
-		for _, c := range p.Changes {
-			m.log.Info("configuration", "pool", p.Name, "change", c.String())
-		}
+		m.tellChanges(p)
 		next[p.Name] = p.next
 	}
 	return m.roll(ctx, next, "reload")
@@ -265,13 +263,6 @@ func (m *Manager) roll(ctx context.Context, next map[string]*PoolConfig, what st
 			failed = append(failed, p)
 		}
 	}
-	switch {
-	case len(failed) == 0:
-		m.log.Info(what+"ed", "pools", poolNames(worked))
-	case ctx.Err() != nil:
-		m.log.Info(what+" given up", "pools", poolNames(failed), "cause", context.Cause(ctx))
-	default:
-		m.log.Error(what+" failed", "pools", poolNames(failed), what+"ed", poolNames(worked))
-	}
+	m.tellRolled(what, worked, failed, context.Cause(ctx))
 	return errors.Join(errs...)
 }

@@ -53,8 +53,8 @@ func (p *pool) keptLongEnough(k *keep) {
 	}
 	p.mu.Unlock()
 	if over {
-		p.log.Info("generation is kept no longer", "generation", k.gen.n, "cause", "keep_generation is over")
-		k.gen.retire("keep_generation is over")
+		p.tellUnkept(k.gen, causeKept, "")
+		k.gen.retire(causeKept)
 	}
 }
 
@@ -66,9 +66,7 @@ func (p *pool) keptDiedLocked(w *worker) {
 	}
 	p.unkeepLocked(fmt.Sprintf("the last worker of generation %d, which was kept, has ended: %s", g.n, w.cause))
 	g.cancel() // its steward, and whoever is still on the way
-	p.wg.Go(func() {
-		p.log.Warn("generation is kept no longer", "generation", g.n, "cause", "its last worker has ended", "next", "a rollback is refused")
-	})
+	p.wg.Go(func() { p.tellUnkept(g, "its last worker has ended", "a rollback is refused") })
 }
 
 // servesLocked reports whether a worker of g is in service, or would be if g served. pool.mu is held.
@@ -83,16 +81,16 @@ func (g *generation) servesLocked() bool {
 
 // Rollback has the generation that the pool of this name keeps serve again, at once and with the configuration
 // that it had; the one that served finishes what it has. It is refused where none is kept. It waits for a
-// reload of that pool that is under way, and for those of no other.
-func (m *Manager) Rollback(pool string) error {
+// reload of that pool that is under way, and for those of no other. by is who asks.
+func (m *Manager) Rollback(pool, by string) error {
 	pools, err := m.named([]string{pool})
 	if err != nil {
 		return err
 	}
-	return pools[0].rollback()
+	return pools[0].rollback(by)
 }
 
-func (p *pool) rollback() error {
+func (p *pool) rollback(by string) error {
 	p.rolling.Lock()
 	defer p.rolling.Unlock()
 	p.mu.Lock()
@@ -106,7 +104,7 @@ func (p *pool) rollback() error {
 			err = fmt.Errorf("%w (%v ago)", err, time.Since(p.unkeptAt).Round(time.Second))
 		}
 		p.mu.Unlock()
-		p.log.Error("rollback refused", "cause", err, "next", "all stays as it is")
+		p.tellRollbackRefused(err, by)
 		return err
 	}
 	g := p.kept.gen
@@ -120,15 +118,7 @@ func (p *pool) rollback() error {
 	old := p.takeOverLocked(g, ws)
 	p.mu.Unlock()
 	g.kick() // who died meanwhile is replaced
-	old.retire("replaced by a rollback")
-	changes := changesOf(old.cfg, g.cfg)
-	for _, c := range changes {
-		p.log.Info("configuration", "change", c.String())
-	}
-	next := "a reload rolls it to the code that is there then"
-	if len(changes) > 0 {
-		next = "a reload rolls it to the code, and to the keys of the configuration, that are there then"
-	}
-	p.log.Info("rolled back", "generation", g.n, "workers", len(ws), "replaced", old.n, "next", next)
+	p.tellRolledBack(g, old, len(ws), by)
+	old.retire(causeRollback)
 	return nil
 }

@@ -385,7 +385,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		w.settle(s, after(time.Now(), cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
 	case errors.Is(err, protocol.ErrDeadline):
 		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
-		w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", "answer 504, replace the worker")
+		w.tellTimeout(x)
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.retire("request_timeout")
 		x.pool.discard(s)
@@ -405,7 +405,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		}
 	default:
 		o, x.cause = badAnswer, err.Error()
-		w.log.Error("worker broke the exchange protocol", "id", x.env.id, "cause", err, "next", "replace it")
+		w.tellBadAnswer(x, err)
 		x.pool.refuseSecond(s, o, x.cause)
 		w.retire("bad_answer")
 		again = x.all && unheard && s.WithdrawHeld() // an answer that nobody asked for had come before

@@ -31,6 +31,9 @@ type PoolStatus struct {
 	Busy        int            `json:"busy"`             // slots that have something to do
 	Queued      int            `json:"queued"`
 	QueueSize   int            `json:"queue_size"`
+	AtLimit     *time.Time     `json:"at_limit,omitempty"`   // since when requests wait, and there may be no more workers
+	QueueFull   *time.Time     `json:"queue_full,omitempty"` // since when requests are refused, on and off
+	Refused     int            `json:"refused,omitempty"`    // how many, since then
 	Connections int            `json:"connections"`
 	Requests    map[string]int `json:"requests"` // since the start, by outcome
 	Workers     []WorkerStatus `json:"workers"`  // the oldest first
@@ -84,6 +87,7 @@ func (p *pool) status() PoolStatus {
 	p.mu.Lock()
 	s.Size, s.Queued, s.Generation = p.size, p.queue.n, p.gen.n
 	s.Ration = p.mgr.rations.of(p)
+	s.AtLimit, s.QueueFull, s.Refused = p.limit.started(), p.full.started(), p.full.count
 	if p.lastErr != nil {
 		s.Error = p.lastErr.Error()
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -30,6 +31,7 @@ type generation struct {
 	batchAt  time.Time // when that was
 	shrunkAt time.Time // when one was last told to leave because there were too many
 	hungry   bool      // a request that has to wait is worth a look at the size
+	vacant   []int     // of a static pool: workers that have ended, and in whose place none was started yet
 }
 
 // kick has the steward look at what has changed.
@@ -68,11 +70,13 @@ func (g *generation) steward() {
 			t.Stop()
 			continue
 		}
-		d := p.mgr.rations.decide(g, g.headcountLocked(now))
+		h := g.headcountLocked(now)
+		d := p.mgr.rations.decide(g, h)
 		starts := make([]*worker, d.start)
 		for i := range starts {
-			starts[i] = g.newWorkerLocked()
+			starts[i] = g.newWorkerLocked(h.reason(g.cfg, d))
 		}
+		g.succeedLocked(h, d, starts)
 		if d.start > 0 {
 			g.batch, g.batchAt = d.start, now
 		}
@@ -144,7 +148,7 @@ func (g *generation) cameLocked(w *worker) {
 	w.planEnd()
 	g.proven, g.slots = true, max(1, len(w.slots))
 	if g == g.pool.gen {
-		g.pool.lastErr = nil
+		g.pool.worksLocked()
 	}
 	g.kick()
 }
@@ -156,6 +160,7 @@ func (g *generation) leftLocked(w *worker) {
 	p := g.pool
 	g.kick()
 	p.keptDiedLocked(w)
+	g.vacateLocked(w)
 	switch {
 	case g.ctx.Err() != nil: // not for its own sake
 		return
@@ -168,8 +173,32 @@ func (g *generation) leftLocked(w *worker) {
 	if g == p.gen {
 		p.lastErr = errors.New(w.cause)
 		if p.hopelessLocked() {
+			p.failsLocked()
 			p.refuseQueuedLocked(bootFailed)
 		}
+	}
+}
+
+// vacateLocked notes that w has left, and somebody is to take its place. pool.mu is held.
+func (g *generation) vacateLocked(w *worker) {
+	if g.cfg.PM == Static && w.due == "" && w.id != 0 {
+		g.vacant = append(g.vacant, w.id)
+	}
+}
+
+// succeedLocked says in whose place starts are started. pool.mu is held.
+func (g *generation) succeedLocked(h headcount, d decision, starts []*worker) {
+	for _, w := range starts {
+		switch {
+		case d.replace != nil:
+			w.replaces = d.replace.id
+		case len(g.vacant) > 0:
+			w.replaces = g.vacant[0]
+			g.vacant = g.vacant[1:]
+		}
+	}
+	if len(h.ready)+h.launching+d.start >= h.limit {
+		g.vacant = nil
 	}
 }
 
@@ -273,7 +302,7 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 func (h headcount) decide(cfg *PoolConfig) (d decision) {
 	stay := h.stay()
 	if stay > h.limit { // who is on the way can leave when he has come, and may never come
-		d.leave = h.surplus(stay-h.limit, "scaled down")
+		d.leave = h.surplus(stay-h.limit, causeScale)
 	} else if stay > h.size {
 		d.leave = h.surplus(stay-h.size, yielded)
 	}
@@ -323,6 +352,24 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 		h.renew(&d)
 	}
 	return d
+}
+
+// reason says why workers are started, as d has it.
+func (h headcount) reason(cfg *PoolConfig, d decision) string {
+	switch {
+	case d.replace != nil:
+		return fmt.Sprintf("worker %d is due for replacement: %s", d.replace.id, d.replace.overdue(h.now))
+	case h.fresh:
+		return "the pool begins"
+	case cfg.PM == Static:
+		return fmt.Sprintf("%d of %d workers are there", len(h.ready)+h.launching, h.limit)
+	case h.queued > 0:
+		return fmt.Sprintf("requests wait: %d", h.queued)
+	case cfg.PM == Dynamic:
+		return fmt.Sprintf("fewer than min_spare_workers = %d slots are free", cfg.MinSpareWorkers)
+	default:
+		return "to see whether one comes up"
+	}
 }
 
 func (d *decision) lookAt(t time.Time) {

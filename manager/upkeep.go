@@ -28,11 +28,18 @@ func (m *Manager) upkeep(ctx context.Context) {
 	for i, p := range m.pools {
 		checkers[i].pool = p
 	}
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for most := 0; ; {
 		select {
 		case <-checks.C:
 			for i := range checkers {
 				checkers[i].check(time.Now())
+			}
+			continue
+		case now := <-look.C:
+			for _, p := range m.pools {
+				p.look(now)
 			}
 			continue
 		case <-t.C:
@@ -91,7 +98,7 @@ func (m *Manager) restore() {
 		}
 	}
 	if l := m.control; l != nil && missing(l.addr.Address) {
-		again, err := listenControl(dir)
+		again, err := m.listenControl()
 		if m.complains(l.addr.Address, err) {
 			m.log.Error("control socket was removed", "cause", err, "next", "try again until it works")
 		}

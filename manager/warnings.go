@@ -27,6 +27,7 @@ func (c *Config) warnings(f facts) []ConfigError {
 		w.sockets(p)
 		w.files(p)
 		w.times(p)
+		w.operators(p)
 	}
 	w.descriptors()
 	w.slots()
@@ -56,6 +57,14 @@ func (w *warner) warnOf(table, key string, value any, format string, args ...any
 	w.list = append(w.list, ConfigError{
 		File: at.file, Line: at.line, Key: table + "." + key, Value: literal(value), Want: fmt.Sprintf(format, args...),
 	})
+}
+
+// operators warns of an application that could use the control socket.
+func (w *warner) operators(p *PoolConfig) {
+	s := &w.cfg.Supervisor
+	if s.ControlGroup != "" && p.Cred != nil && slices.Contains(p.Cred.Groups, uint32(s.ControlGID)) {
+		w.warnOf("supervisor", "control_group", s.ControlGroup, "user %s of pool %s is in it, and its application could stop fpmd: want a group of operators alone", p.Cred.Name, p.Name)
+	}
 }
 
 // sockets warns of Unix sockets that the web server does not get to, and of a

@@ -64,6 +64,10 @@ type worker struct {
 	slots []*slot
 	log   *slog.Logger
 
+	why      string  // it is started; set once, as is
+	replaces int     // the id of the worker in whose place it is; 0: of none
+	spawned  spawned // who launches it sets it once, when there is a process
+
 	// Guarded by pool.mu.
 	state     workerState
 	cause     string    // why it left service, once it has
@@ -84,6 +88,12 @@ type worker struct {
 	drained chan struct{}  // closed when, after that, no slot is taken any more
 	gone    chan struct{}  // closed when nothing of it is left
 	wg      sync.WaitGroup // goroutines that connect slots
+}
+
+// spawned is a process, and since when.
+type spawned struct {
+	pid int
+	at  time.Time
 }
 
 // moveLocked is the only way a worker's state changes. A step that is not listed is a bug:
@@ -211,6 +221,7 @@ func (w *worker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.spawned = func(pid int) { w.tellSpawned(pid, l.argv) }
 	proc, err := start(ctx, l)
 	if err != nil {
 		return err
@@ -266,11 +277,7 @@ func (w *worker) start(ctx context.Context) error {
 		return &startError{launch: l, cause: err, lines: proc.tail()}
 	}
 	connect(rest)
-	fields := []any{"slots", proc.slots, "after", time.Since(began).Round(time.Millisecond)}
-	if status != 0 {
-		fields = append(fields, "probe", status)
-	}
-	w.log.Info("worker ready", fields...)
+	w.tellReady(time.Since(began), status)
 	go w.greetings(greeted, proc.slots-1) // ends when the goroutines do that connect
 	return nil
 }
@@ -286,7 +293,7 @@ func (w *worker) greetings(greeted <-chan error, n int) {
 		select {
 		case <-w.leaving: // that is why; or the process has ended, of which a connection often tells first
 		case <-time.After(reapWait):
-			w.log.Error("worker greets fewer slots than it has", "slots", len(w.slots), "cause", err, "next", "replace it")
+			w.tellFewSlots(err)
 			w.retire("a slot was not greeted")
 		}
 	}
@@ -358,7 +365,7 @@ func (w *worker) settle(s *slot, deadline time.Time, cause string) {
 		select {
 		case <-w.leaving: // its end has a clock already
 		default:
-			w.log.Warn("worker stuck in an abandoned request", "cause", cause, "error", err, "next", "replace it")
+			w.tellStuck(cause, err)
 			w.retire(cause)
 		}
 	})
@@ -374,6 +381,7 @@ func (w *worker) retire(cause string) {
 		return
 	}
 	free := w.leaveLocked(draining, cause)
+	w.tellRetiredLocked()
 	w.wg.Add(1)
 	p.mu.Unlock()
 	closeAll(free)
@@ -384,7 +392,7 @@ func (w *worker) retire(cause string) {
 		select {
 		case <-w.drained:
 		case <-t.C:
-			w.log.Warn("worker not idle within drain_timeout", "drain_timeout", w.gen.cfg.DrainTimeout, "next", "stop it")
+			w.tellDrainTimeout()
 		case <-w.proc.done():
 			return
 		}
@@ -417,22 +425,14 @@ func (w *worker) watch() {
 	if err := w.proc.page.Close(); err != nil {
 		w.log.Error("unmap the worker's page", "cause", err)
 	}
-	if unexpected {
-		fields := []any{"cause", w.cause, "served", served}
-		if words := w.proc.lastWords(); words != "" {
-			fields = append(fields, "last", words)
-		}
-		w.log.Error("worker gone", fields...)
-	} else {
-		w.log.Info("worker gone", "cause", w.cause, "exit", w.proc.exit().String(), "served", served)
-	}
+	w.tellGone(unexpected, served)
 	close(w.gone)
 }
 
-// newWorkerLocked is a worker that is about to be launched.
-func (g *generation) newWorkerLocked() *worker {
+// newWorkerLocked is a worker that is about to be launched, and why.
+func (g *generation) newWorkerLocked(why string) *worker {
 	w := &worker{
-		gen: g, log: g.pool.log,
+		gen: g, log: g.pool.log, why: why,
 		proved: make(chan struct{}), leaving: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{}),
 	}
 	g.pool.enrolLocked(w)
@@ -442,7 +442,7 @@ func (g *generation) newWorkerLocked() *worker {
 // startWorker starts one more, beside those that the steward sees to.
 func (g *generation) startWorker(ctx context.Context) (*worker, error) {
 	g.pool.mu.Lock()
-	w := g.newWorkerLocked()
+	w := g.newWorkerLocked(fmt.Sprintf("generation %d begins", g.n))
 	g.pool.mu.Unlock()
 	return w, w.launch(ctx)
 }
@@ -451,6 +451,9 @@ func (g *generation) startWorker(ctx context.Context) (*worker, error) {
 // error, nothing of w is left.
 func (w *worker) launch(ctx context.Context) error {
 	err := w.launchInTurn(ctx)
+	if err != nil && w.id != 0 {
+		w.tellNotStarted(err)
+	}
 	if err != nil && w.proc == nil {
 		p := w.gen.pool
 		p.mu.Lock()

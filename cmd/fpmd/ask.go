@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -100,18 +101,25 @@ Stops fpmd gently, as TERM does, and waits until it has stopped.
 type askLine struct {
 	config string
 	socket string
-	json   bool // of status and plan
+	json   bool // of status, plan, events and why
 
 	changed bool // of plan and reload
 	wait    bool // of reload
+
+	since  sinceFlag // of events
+	follow bool      // of events
 }
 
 func (l *askLine) flags(name string) *flag.FlagSet {
 	f := newFlags(name)
 	f.StringVar(&l.config, "c", defaultConfig, "the configuration is `FILE`")
 	f.StringVar(&l.socket, "socket", "", "ask at this control socket: `FILE`")
-	if name == "status" || name == "plan" {
+	if slices.Contains([]string{"status", "plan", "events", "why"}, name) {
 		f.BoolVar(&l.json, "json", false, "for programs")
+	}
+	if name == "events" {
+		f.Var(&l.since, "since", "not before `TIME`, or so long ago")
+		f.BoolVar(&l.follow, "follow", false, "go on with what comes")
 	}
 	if name == "plan" || name == "reload" {
 		f.BoolVar(&l.changed, "changed", false, "only pools of which a key has changed")
@@ -150,46 +158,55 @@ func (l *askLine) query(pools []string) string {
 
 // ask sends a request to the control socket, and reads the answer into v unless that is nil.
 func (l *askLine) ask(ctx context.Context, method, path string, v any) error {
+	body, err := l.open(ctx, method, path)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if v == nil {
+		return nil
+	}
+	if err := json.NewDecoder(body).Decode(v); err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// open sends a request to the control socket, and gives the answer, for the caller to close.
+func (l *askLine) open(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	socket := l.socket
 	if socket == "" {
 		dir, err := manager.RuntimeDir(l.config)
 		if err != nil {
-			return &exitError{exitConfig, fmt.Errorf("where the control socket is, the configuration says, and it can't be read; --socket PATH says it too: %w", err)}
+			return nil, &exitError{exitConfig, fmt.Errorf("where the control socket is, the configuration says, and it can't be read; --socket PATH says it too: %w", err)}
 		}
 		socket = manager.ControlSocket(dir)
 	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
-	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, method, "http://fpmd"+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return &exitError{exitUnavailable, fmt.Errorf("no fpmd runs there: %s: %w (one whose runtime_dir was another when it started is asked by --socket PATH)", socket, unwrapped(err))}
+		return nil, &exitError{exitUnavailable, fmt.Errorf("no fpmd runs there: %s: %w (one whose runtime_dir was another when it started is asked by --socket PATH)", socket, unwrapped(err))}
 	case errors.Is(err, fs.ErrPermission):
-		return &exitError{exitUnavailable, fmt.Errorf("%s is for root and the user that fpmd runs as: %w", socket, unwrapped(err))}
+		return nil, &exitError{exitUnavailable, fmt.Errorf("%s is for root, the user that fpmd runs as and, where there is one, its control_group: %w", socket, unwrapped(err))}
 	case err != nil:
-		return &exitError{exitUnavailable, fmt.Errorf("ask %s: %w", socket, unwrapped(err))}
+		return nil, &exitError{exitUnavailable, fmt.Errorf("ask %s: %w", socket, unwrapped(err))}
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		var no refusal
-		if err := json.NewDecoder(resp.Body).Decode(&no); err != nil || no.Error == "" {
-			return fmt.Errorf("%s %s: fpmd answered %s", method, path, resp.Status)
-		}
-		return errors.New(printable(no.Error))
+	var no refusal
+	if err := json.NewDecoder(resp.Body).Decode(&no); err != nil || no.Error == "" {
+		return nil, fmt.Errorf("%s %s: fpmd answered %s", method, path, resp.Status)
 	}
-	if v == nil {
-		return nil
-	}
-	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	return nil
+	return nil, errors.New(printable(no.Error))
 }
 
 // printable is s, which may have what an application has printed, with escapes in the place of
@@ -402,6 +419,12 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		}
 		if p.Overloaded != nil {
 			fmt.Fprintf(w, "  overloaded for %s: who came last is served first\n", age(now.Sub(*p.Overloaded)))
+		}
+		if p.QueueFull != nil {
+			fmt.Fprintf(w, "  queue full, on and off, for %s: %d requests refused\n", age(now.Sub(*p.QueueFull)), p.Refused)
+		}
+		if p.AtLimit != nil {
+			fmt.Fprintf(w, "  at its limit of %d workers for %s\n", p.Size, age(now.Sub(*p.AtLimit)))
 		}
 		if p.Error != "" && p.State != "serving" {
 			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))

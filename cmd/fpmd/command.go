@@ -28,6 +28,8 @@ func commands() []command {
 		{"check", "[-c FILE] [--boot|--print]", "say what is wrong with the configuration", new(checkLine).flags(), nil, cmdCheck},
 		{"request", "POOL PATH [...]", "send one request to a pool's socket", new(requestLine).flags(), nil, cmdRequest},
 		{"status", "[-c FILE] [--json]", "say how a running fpmd is", new(askLine).flags("status"), nil, cmdStatus},
+		{"events", "[--since TIME] [--follow] [POOL...]", "say what has happened", new(askLine).flags("events"), nil, cmdEvents},
+		{"why", "[-c FILE] PID", "tell the life of a worker", new(askLine).flags("why"), nil, cmdWhy},
 		{"plan", "[--changed] [--json] [POOL...]", "say what a reload would do", new(askLine).flags("plan"), nil, cmdPlan},
 		{"reload", "[--changed] [POOL...]", "have it roll pools, and wait", new(askLine).flags("reload"), nil, cmdReload},
 		{"restart", "POOL...", "the same, with the configuration it has", new(askLine).flags("restart"), nil, cmdRestart},

@@ -8,9 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,10 +31,12 @@ type refusal struct {
 }
 
 // serveControl answers on the control socket until l is closed. It is HTTP, with
-// JSON for answers: GET /status and /plan, POST /reload, /restart, /rollback?pool=NAME,
-// /scale?pool=NAME&workers=N, /reopen and /stop. /plan, /reload and /restart take pool=NAME, any
-// number of times, and changed=1. /reload and /restart answer when they have worked or failed, but
-// for wait=0, /rollback when a reload of that pool that is under way has ended, the others at once.
+// JSON for answers: GET /status, /plan, /events and /why?pid=N or ?worker=N, POST /reload, /restart, /rollback?pool=NAME,
+// /scale?pool=NAME&workers=N, /reopen and /stop. /plan, /reload, /restart and /events take pool=NAME, any number of
+// times, and the first two changed=1. /reload and /restart answer when they have worked or failed, but for wait=0, and
+// /rollback when a reload of that pool that is under way has ended; /events
+// is a line of JSON for each event, since=DURATION or a time of RFC 3339, and with follow=1 those that come, until fpmd
+// stops; the others answer at once.
 func (s *supervisor) serveControl(l net.Listener) {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, status int, v any) {
@@ -44,6 +46,7 @@ func (s *supervisor) serveControl(l net.Listener) {
 	}
 	act := func(pattern string, do func(r *http.Request) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			defer unhurried(w)()
 			if err := do(r); err != nil {
 				answer(w, http.StatusConflict, refusal{err.Error()})
 				return
@@ -53,6 +56,20 @@ func (s *supervisor) serveControl(l net.Listener) {
 	}
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, report{version(), s.m.Status()})
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		defer unhurried(w)()
+		if err := s.writeEvents(w, r); err != nil {
+			answer(w, http.StatusConflict, refusal{err.Error()})
+		}
+	})
+	mux.HandleFunc("GET /why", func(w http.ResponseWriter, r *http.Request) {
+		story, err := s.why(r.URL.Query())
+		if err != nil {
+			answer(w, http.StatusConflict, refusal{err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, story)
 	})
 	mux.HandleFunc("GET /plan", func(w http.ResponseWriter, r *http.Request) {
 		plan, err := s.plan(reloading(r))
@@ -68,7 +85,7 @@ func (s *supervisor) serveControl(l net.Listener) {
 		if s.stopping.Load() {
 			return manager.ErrStopping
 		}
-		return s.rollback(r.URL.Query()["pool"])
+		return s.rollback(r.URL.Query()["pool"], whoAsks(r))
 	})
 	act("POST /scale", func(r *http.Request) error {
 		if s.stopping.Load() {
@@ -79,33 +96,66 @@ func (s *supervisor) serveControl(l net.Listener) {
 		if err != nil {
 			return fmt.Errorf("workers: %q: want a number", q.Get("workers"))
 		}
-		return s.m.ScaleTo(q.Get("pool"), n)
+		return s.m.ScaleTo(q.Get("pool"), n, whoAsks(r))
 	})
-	act("POST /reopen", func(*http.Request) error { return s.reopen() })
-	act("POST /stop", func(*http.Request) error {
+	act("POST /reopen", func(r *http.Request) error { return s.reopen(whoAsks(r)) })
+	act("POST /stop", func(r *http.Request) error {
 		if s.stopping.Load() {
 			return nil // a second signal would cut what the first one waits for
 		}
+		by := whoAsks(r)
+		mine := s.stopper.CompareAndSwap(nil, &by)
 		select {
 		case s.signals <- unix.SIGTERM:
 			return nil
 		default:
+			if mine {
+				s.stopper.Store(nil)
+			}
 			return errors.New("too many signals wait already")
 		}
 	})
 	srv := &http.Server{
 		Handler:     http.MaxBytesHandler(mux, 4<<10), // nothing is said in a body
-		ReadTimeout: 10 * time.Second,
-		IdleTimeout: 10 * time.Second,
+		ReadTimeout: hurry,
+		IdleTimeout: hurry,
+		ConnContext: withPeer,
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
-	_ = srv.Serve(knownPeers{l}) // ends with l
+	_ = srv.Serve(knownPeers{l, s.operators}) // ends with l
+	// Who follows is told the end, and who waits for a reload whose socket somebody has removed.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // ends with ctx
+		select {
+		case <-s.m.Over():
+			defer time.AfterFunc(lastWords, cancel).Stop()
+		case <-ctx.Done():
+		}
+		<-ctx.Done()
+	}()
+	_ = srv.Shutdown(ctx) // its error is that somebody does not read what he is told
 	srv.Close()
+}
+
+const (
+	// hurry is how long a request may take to arrive.
+	hurry = 10 * time.Second
+	// lastWords is how long who is still connected has to read the end, once fpmd has stopped.
+	lastWords = time.Second
+)
+
+// unhurried takes from a request that has arrived the time that it had for that: it would end what takes longer. What it
+// returns gives it back.
+func unhurried(w http.ResponseWriter) (again func()) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{}) // every connection of a net.Listener has deadlines
+	return func() { _ = rc.SetReadDeadline(time.Now().Add(hurry)) }
 }
 
 // ask has pools rolled as r asks, and waits for the end unless r does not want that.
 func (s *supervisor) ask(r *http.Request, restart bool) error {
-	what := rolling{restart, reloading(r)}
+	what := rolling{restart, whoAsks(r), reloading(r)}
 	if err := s.m.Known(what.Pools); err != nil {
 		return err
 	}
@@ -121,44 +171,11 @@ func reloading(r *http.Request) manager.Reloading {
 	return manager.Reloading{Pools: slices.Compact(slices.Sorted(slices.Values(q["pool"]))), Changed: q.Get("changed") == "1"}
 }
 
-// knownPeers lets nobody connect but root and our own user, whatever has become of the
-// socket's mode.
-type knownPeers struct{ net.Listener }
-
-func (l knownPeers) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if uid, err := peerUID(c); err == nil && (uid == 0 || uid == os.Geteuid()) {
-			return c, nil
-		}
-		c.Close()
-	}
-}
-
-func peerUID(c net.Conn) (uid int, err error) {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return 0, fmt.Errorf("connection of type %T: want a Unix one", c)
-	}
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err := errors.Join(cerr, err); err != nil {
-		return 0, err
-	}
-	return int(cred.Uid), nil
-}
-
 // A rolling is what somebody asks to be rolled: by a reload, or, without the configuration being
 // read again, by a restart.
 type rolling struct {
 	restart bool
+	by      string // who asks
 	manager.Reloading
 }
 
@@ -183,6 +200,9 @@ type rollings struct {
 	over  error // why there is none any more
 }
 
+// manyNames is how long the names of who has asked for the same may be: who comes later goes without.
+const manyNames = 200
+
 func newRollings() *rollings { return &rollings{wake: make(chan struct{}, 1)} }
 
 // ask asks for r, whose end goes to done unless that is nil. An error says that there will be none.
@@ -196,6 +216,8 @@ func (rs *rollings) ask(r rolling, done chan<- error) error {
 	if i < 0 {
 		i = len(rs.queue)
 		rs.queue = append(rs.queue, &batch{rolling: r})
+	} else if b := rs.queue[i]; !strings.Contains(b.by, r.by) && len(b.by) < manyNames {
+		b.by += ", " + r.by
 	}
 	if done != nil {
 		rs.queue[i].waiting = append(rs.queue[i].waiting, done)

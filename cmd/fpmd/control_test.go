@@ -389,7 +389,7 @@ func TestControlHostile(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), helloApp)
 	d := serve(t, dir, wsgiPool(dir, "workers = 1"))
-	for _, text := range []string{"", "GET /sta", "\x00\xff\r\n\r\n", "POST /reload HTTP/1.1\r\nContent-Length: 99\r\n\r\n"} {
+	for _, text := range []string{"", "GET /sta", "\x00\xff\r\n\r\n", "POST /reload HTTP/1.1\r\nContent-Length: 99\r\n\r\n", "GET /events?follow=1 HTTP/1.1\r\nHost: fpmd\r\n\r\n"} {
 		c, err := net.Dial("unix", d.control())
 		if err != nil {
 			t.Fatal(err)

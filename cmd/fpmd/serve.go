@@ -107,7 +107,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	s := &supervisor{path: line.config, log: log, logs: logs, signals: signals, rollings: newRollings()}
+	s := &supervisor{path: line.config, operators: operators(cfg.Supervisor), log: log, logs: logs, signals: signals, rollings: newRollings()}
 	m, err := manager.New(cfg, manager.Options{
 		Logger: log, Logs: logs,
 		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command},
@@ -137,7 +137,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		})
 		log.Info("built-in HTTP front", "url", "http://"+l.Addr().String()+"/")
 	}
-	log.Info("fpmd starts", "version", version(), "pid", os.Getpid(), "config", cfg.Path, "procs", runtime.GOMAXPROCS(0))
+	s.tellStart(cfg)
 	for _, w := range cfg.Warnings() {
 		log.Warn("configuration", "warning", w)
 	}
@@ -146,6 +146,11 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	front.Wait() // its last requests have been answered, or cut
 	log.Info("fpmd has stopped")
 	return nil
+}
+
+func (s *supervisor) tellStart(cfg *manager.Config) {
+	s.m.Record(manager.Event{Kind: manager.EventStart, PID: os.Getpid(), What: version()})
+	s.log.Info("fpmd starts", "version", version(), "pid", os.Getpid(), "config", cfg.Path, "procs", runtime.GOMAXPROCS(0))
 }
 
 // setProcs says on how many processors Go runs at once. Each exchange
@@ -162,16 +167,19 @@ func setProcs(configured int) {
 
 // A supervisor turns signals into what the manager does.
 type supervisor struct {
-	m        *manager.Manager
-	path     string
-	log      *slog.Logger
-	logs     *manager.Logs
-	signals  chan os.Signal
-	rollings *rollings
-	ready    atomic.Bool // every pool has been, and systemd was told
-	stopping atomic.Bool
-	state    atomic.Pointer[string] // what systemd was told last, in words
-	figures  manager.Figures        // at the last pulse
+	m         *manager.Manager
+	path      string
+	operators int // group that may use the control socket as well; -1: none
+	log       *slog.Logger
+	logs      *manager.Logs
+	signals   chan os.Signal
+	rollings  *rollings
+	ready     atomic.Bool // every pool has been, and systemd was told
+	stopping  atomic.Bool
+	followers atomic.Int64           // who is at GET /events?follow=1
+	stopper   atomic.Pointer[string] // who has asked for the stop at the control socket
+	state     atomic.Pointer[string] // what systemd was told last, in words
+	figures   manager.Figures        // at the last pulse
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
@@ -210,25 +218,25 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 			switch sig {
 			case unix.SIGHUP, unix.SIGUSR2:
 				if stopped != nil {
-					s.log.Info("signal ignored", "signal", unix.SignalName(sig.(unix.Signal)), "cause", manager.ErrStopping)
+					s.log.Info("signal ignored", "signal", signalName(sig), "cause", manager.ErrStopping)
 					continue
 				}
-				_ = s.rollings.ask(rolling{}, nil) // refused only by a stop, and that was looked at
+				_ = s.rollings.ask(rolling{by: signalName(sig)}, nil) // refused only by a stop, and that was looked at
 				continue
 			case unix.SIGUSR1:
-				_ = s.reopen() // it has been logged
+				_ = s.reopen(signalName(sig)) // it has been logged
 				continue
 			case unix.SIGTTIN:
-				s.m.Scale(1)
+				s.m.Scale(1, signalName(sig))
 				continue
 			case unix.SIGTTOU:
-				s.m.Scale(-1)
+				s.m.Scale(-1, signalName(sig))
 				continue
 			}
 			if now.Err() != nil {
 				continue // a terminal's ^C reaches who started us as well, who passes it on
 			}
-			s.log.Info("stopping", "signal", unix.SignalName(sig.(unix.Signal)))
+			s.tellStopping(signalName(sig))
 			if sig == unix.SIGINT || stopped != nil {
 				stopNow(errors.New("stopped by a signal that does not wait"))
 			}
@@ -257,13 +265,33 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 	}
 }
 
-// reopen opens the logs again.
-func (s *supervisor) reopen() error {
+func signalName(sig os.Signal) string { return unix.SignalName(sig.(unix.Signal)) }
+
+// tellStopping says that fpmd begins to stop, by the order of a signal, which the control socket sends, too.
+func (s *supervisor) tellStopping(signal string) {
+	fields := []any{"signal", signal}
+	e := manager.Event{Kind: manager.EventStop, By: signal}
+	if by := s.stopper.Load(); by != nil {
+		fields = append(fields, "by", *by)
+		e.By = *by
+	}
+	s.m.Record(e)
+	s.log.Info("stopping", fields...)
+}
+
+// reopen opens the logs again, as by has asked.
+func (s *supervisor) reopen(by string) error {
+	const next = "the files that were open are written on"
+	e := manager.Event{Kind: manager.EventReopen, By: by}
 	err := s.logs.Reopen()
 	if err != nil {
-		s.log.Error("open the logs again", "cause", err, "next", "the files that were open are written on")
+		e.Cause, e.Next = err.Error(), next
+	}
+	s.m.Record(e)
+	if err != nil {
+		s.log.Error("open the logs again", "cause", err, "next", next)
 	} else {
-		s.log.Info("logs opened again")
+		s.log.Info("logs opened again", "by", by)
 	}
 	return err
 }
@@ -306,11 +334,7 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 	if r.restart {
 		what = "restart"
 	}
-	fields := []any{"config", s.path}
-	if len(r.Pools) > 0 {
-		fields = append(fields, "pools", strings.Join(r.Pools, ", "))
-	}
-	s.log.Info(what+" begins", fields...)
+	s.tellBegin(what, r)
 	if r.restart {
 		return s.m.Restart(ctx, r.Pools)
 	}
@@ -321,24 +345,41 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 		for _, e := range wrong {
 			s.log.Error("configuration", "error", e)
 		}
-		s.log.Error("reload refused", "cause", fmt.Sprintf("errors in the configuration: %d", len(wrong)), "next", "all stays as it is")
+		s.tellRefused(wrong)
 		return err
 	}
 	return s.m.Reload(ctx, cfg, r.Reloading)
 }
 
 // rollback has the one pool of pools go back to the generation before, beside any reload of others.
-func (s *supervisor) rollback(pools []string) error {
+func (s *supervisor) rollback(pools []string, by string) error {
 	if len(pools) != 1 {
 		return fmt.Errorf("pools %q: want one", pools)
 	}
-	if err := s.m.Rollback(pools[0]); err != nil {
+	if err := s.m.Rollback(pools[0], by); err != nil {
 		return err
 	}
 	words := "serving; pool " + pools[0] + " was rolled back"
 	s.state.Store(&words) // and no other state: systemd may be waiting for the end of a reload
 	s.sdNotify("STATUS=" + words)
 	return nil
+}
+
+// tellBegin says that a reload or restart begins, as what says.
+func (s *supervisor) tellBegin(what string, r rolling) {
+	fields := []any{"config", s.path, "by", r.by}
+	if len(r.Pools) > 0 {
+		fields = append(fields, "pools", strings.Join(r.Pools, ", "))
+	}
+	s.m.Record(manager.Event{Kind: manager.EventReloadBegin, What: what, Pools: r.Pools, By: r.by})
+	s.log.Info(what+" begins", fields...)
+}
+
+// tellRefused says that the configuration is wrong, and nothing changes.
+func (s *supervisor) tellRefused(wrong manager.ConfigErrors) {
+	const next = "all stays as it is"
+	s.m.Record(manager.Event{Kind: manager.EventReloadRefused, What: "reload", Cause: wrong.Error(), Next: next})
+	s.log.Error("reload refused", "cause", fmt.Sprintf("errors in the configuration: %d", len(wrong)), "next", next)
 }
 
 // plan says what a reload would do.

@@ -251,6 +251,9 @@ func TestMaxMemoryHard(t *testing.T) {
 		t.Errorf("got %.200q, %v", answer, err)
 	}
 	d.waitLog("cause=\"max_memory_hard = 128MiB: it has ")
+	if events, _ := d.told("events"); !strings.Contains(events, "takes too much memory: max_memory_hard") {
+		t.Errorf("no word of it in\n%s", events)
+	}
 	asks(t, d, "/", 10)
 	d.waitWorkerCount(2)
 }
