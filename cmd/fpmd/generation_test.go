@@ -2,16 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"fpmd/manager"
 )
 
 // healthApp answers its version, and the probe as its body of health does.
@@ -398,5 +402,47 @@ func TestRollbackDuringAReload(t *testing.T) {
 	<-rolledBack
 	if n := generation(); n != 3 {
 		t.Errorf("generation %d serves, want 3", n)
+	}
+}
+
+// Where directory is a link, a worker that is started after a rollback is of the release that serves again,
+// wherever the link leads by then.
+func TestRollbackByALink(t *testing.T) {
+	dir := appDir(t)
+	link := filepath.Join(dir, "current")
+	release := func(v string) {
+		write(t, filepath.Join(dir, v, "app.py"), fmt.Sprintf(versionApp, v))
+		if err := errors.Join(os.Symlink(v, link+".next"), os.Rename(link+".next", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release("v1")
+	d := serve(t, dir, poolConfig(dir, fmt.Sprintf("wsgi = \"app:application\"\ndirectory = %q\npython = %q\nworkers = 2\nkeep_generation = \"1h\"", link, interpreter)))
+	release("v2")
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("reload: exit code %d, %s", code, said)
+	}
+	killOne := func(state string) { // the oldest, until it is gone
+		ws := d.status().Pools[0].Workers
+		i := slices.IndexFunc(ws, func(w manager.WorkerStatus) bool { return w.State == state })
+		if i < 0 {
+			t.Fatalf("no worker is %s: %+v", state, ws)
+		}
+		if err := syscall.Kill(ws[i].PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		d.wait("its end", func() bool {
+			return !slices.ContainsFunc(d.status().Pools[0].Workers, func(w manager.WorkerStatus) bool { return w.ID == ws[i].ID })
+		})
+	}
+	killOne("kept")
+	if said, code := d.told("rollback", "app"); code != 0 {
+		t.Fatalf("rollback: exit code %d, %s", code, said)
+	}
+	d.wait("another in the place of who has died", func() bool { return d.status().Pools[0].Slots == 2 })
+	d.wait("an end of the others", func() bool { return len(d.status().Pools[0].Workers) == 2 })
+	killOne("idle") // who was warm: what is left came from the disk
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "v1") {
+		t.Errorf("%q, %v, want v1", answer, err)
 	}
 }
