@@ -59,17 +59,21 @@ func dribble(p *peer, b []byte) {
 func TestSlowRequest(t *testing.T) {
 	long := begin(1)
 	long = append(long, params(1, "CONTENT_LENGTH", "10485760")...)
-	for name, tt := range map[string]struct{ now, late []byte }{
-		"parameters":             {begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", strings.Repeat("x", 3000)))},
-		"nothing but its begin":  {begin(1), nil},
-		"end of the parameters":  {append(begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", "x"))...), nil},
-		"a body that is short":   {append(begin(1), params(1, "CONTENT_LENGTH", "2000")...), appendRecord(nil, typeStdin, 1, make([]byte, 2000))},
-		"a body that is long":    {long, appendRecord(nil, typeStdin, 1, make([]byte, 3000))},
-		"a long body, in pieces": {long, bytes.Repeat(appendRecord(nil, typeStdin, 1, []byte("x")), 300)},
+	for name, tt := range map[string]struct {
+		now, late  []byte
+		bodyMemory int
+	}{
+		"parameters":             {begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", strings.Repeat("x", 3000))), 0},
+		"nothing but its begin":  {begin(1), nil, 0},
+		"end of the parameters":  {append(begin(1), appendRecord(nil, typeParams, 1, AppendParam(nil, "A", "x"))...), nil, 0},
+		"a body that is short":   {append(begin(1), params(1, "CONTENT_LENGTH", "2000")...), appendRecord(nil, typeStdin, 1, make([]byte, 2000)), 0},
+		"a body that is long":    {long, appendRecord(nil, typeStdin, 1, make([]byte, 3000)), 0},
+		"a long body, in pieces": {long, bytes.Repeat(appendRecord(nil, typeStdin, 1, []byte("x")), 300), 0},
+		"a body that is awaited": {bytes.Join([][]byte{begin(1), params(1), bytes.Repeat(appendRecord(nil, typeStdin, 1, make([]byte, 60000)), 4)}, nil), bytes.Repeat(appendRecord(nil, typeStdin, 1, []byte("x")), 300), 1 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := connect(t, start(t, &Server{PeerTimeout: 200 * time.Millisecond, Handler: func(r *Request) {
+			p := connect(t, start(t, &Server{PeerTimeout: 200 * time.Millisecond, BodyMemory: tt.bodyMemory, Handler: func(r *Request) {
 				if !r.Slow() {
 					t.Error("handed over as if it had arrived")
 				}
@@ -319,7 +323,7 @@ func TestSpooledBodyIsNotSlow(t *testing.T) {
 		until(t, "the body has filled the memory", func() bool {
 			r.conn.mu.Lock()
 			defer r.conn.mu.Unlock()
-			return r.spool != nil
+			return r.behind.file != nil
 		})
 		_, err := io.Copy(io.Discard, r)
 		ended <- err

@@ -121,9 +121,15 @@ func (c *conn) serve() {
 	c.mu.Lock()
 	for _, r := range c.active {
 		r.leaveLocked()
+		r.started = r.started || r.longForLocked()
 	}
 	c.active = slices.DeleteFunc(c.active, func(r *Request) bool { return !r.started })
 	c.mu.Unlock()
+	for _, r := range c.ready {
+		if c.srv.BodyMemory > 0 {
+			c.srv.run(r)
+		}
+	}
 	c.srv.mu.Lock()
 	delete(c.srv.conns, c)
 	c.srv.mu.Unlock()
@@ -444,8 +450,11 @@ func (c *conn) content(b []byte) {
 	case typeStdin:
 		if c.cur != nil {
 			c.mu.Lock()
-			c.cur.storeLocked(b)
+			err := c.cur.storeLocked(b)
 			c.mu.Unlock()
+			if err != nil {
+				c.srv.logger().Warn("body not kept in a file", "client", c.nc.RemoteAddr().String(), "cause", err, "next", "it is sent to its worker as it comes")
+			}
 		}
 	case typeBeginRequest, typeGetValues:
 		c.small = append(c.small, b...)
@@ -558,14 +567,14 @@ func (c *conn) startReady(drained bool) {
 	kept := c.ready[:0]
 	for _, r := range c.ready {
 		c.mu.Lock()
-		start := !r.gone && (r.stdinDone || r.tooLarge || len(r.in) >= readBuffer || drained && !r.comingLocked())
+		over := r.finished // it was aborted
+		start := !over && (r.stdinDone || r.tooLarge || r.gone || len(r.in) >= readBuffer && !r.awaitedLocked() || drained && !r.comingLocked())
 		r.started = start
-		gone := r.gone
 		c.mu.Unlock()
 		if start {
 			c.unstarted--
 			c.srv.run(r)
-		} else if !gone {
+		} else if !over {
 			kept = append(kept, r)
 		}
 	}
@@ -583,9 +592,9 @@ func (c *conn) abort(id uint16) {
 		return
 	}
 	r.leaveLocked()
-	started := r.started
+	dropped := !r.started && !r.longForLocked() // else startReady sees to it
 	c.mu.Unlock()
-	if !started {
+	if dropped {
 		c.unstarted--
 		_ = r.endAs(0, reading)
 	}

@@ -21,6 +21,7 @@ type outbox struct {
 	mu     sync.Mutex
 	err    error // why nothing can be written any more
 	behind *behind
+	noFile bool // there was no room for one: none is tried until an answer has ended
 
 	// Of who holds mu, but of the flusher while there is one.
 	out     []byte             // what send writes next
@@ -34,20 +35,12 @@ type outbox struct {
 
 // behind is what has been kept of records, while there is any.
 type behind struct {
-	pieces        []*piece
-	kept, written int          // bytes, in all
+	hold          hold
+	memory        int          // bytes of it that are not in a file, those included that are being written
+	kept, written int64        // bytes, in all
 	change        sync.Cond    // there is more written, or an error; of outbox.mu
 	holding       atomic.Int32 // who waits for room, and has something that others may want
 }
-
-// A piece is as much as is written at once of what was kept. It is small: of a Unix
-// socket's buffer, nothing is free again before all of a write has been read.
-type piece struct {
-	b [16 << 10]byte
-	n int
-}
-
-var pieces = sync.Pool{New: func() any { return new(piece) }}
 
 const (
 	// aheadAfter is how long a client may take to take records before they are kept.
@@ -73,15 +66,20 @@ func (c *conn) write(b []byte, who writer) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.behind != nil && o.err == nil {
-		if who == ending {
-			c.keep(b)
+		held, err := c.hold(b, who == ending)
+		switch {
+		case err != nil:
+			o.noFile = true
+			o.mu.Unlock() // the log may be slow
+			c.srv.logger().Warn("answer not kept in a file", "client", c.nc.RemoteAddr().String(), "cause", err, "next", "its worker waits until the client takes it")
+			o.mu.Lock()
+		case held && who == ending:
 			return c.awaitWritten()
-		}
-		if c.srv.lends(o.behind.kept-o.behind.written, len(b)) {
-			c.keep(b)
+		case held:
 			return nil
+		default:
+			o.awaitChange(who == working)
 		}
-		o.awaitChange(who == working)
 	}
 	if o.err != nil {
 		return o.err
@@ -94,6 +92,7 @@ func (c *conn) write(b []byte, who writer) error {
 	o.out, o.trying = nil, false
 	if len(rest) == 0 {
 		o.taking = clock{}
+		o.noFile = o.noFile && who != ending
 		return nil
 	}
 	o.behind = new(behind)
@@ -113,10 +112,11 @@ func (c *conn) drain() {
 	_ = c.awaitWritten() // the connection ends in any case
 }
 
-// awaitWritten waits until all is written that has been kept by now; others may
+// awaitWritten waits, at the end of an answer, until all is written that has been kept by now; others may
 // keep more meanwhile. outbox.mu is held.
 func (c *conn) awaitWritten() error {
 	o := &c.outbox
+	o.noFile = false
 	if b := o.behind; b != nil {
 		for mark := b.kept; b.written < mark && o.err == nil; {
 			o.awaitChange(false)
@@ -136,24 +136,34 @@ func (o *outbox) awaitChange(holds bool) {
 	b.change.Wait()
 }
 
+// hold has p written by the flusher, and reports whether it has found room for it, in memory or in the file;
+// with must, it has in any case. After an error, that of the file, it is to be tried again. outbox.mu is held.
+func (c *conn) hold(p []byte, must bool) (held bool, err error) {
+	b := c.outbox.behind
+	h := &b.hold
+	inFile := h.waiting() > int64(h.memory())
+	lends := c.srv.lends(b.memory, len(p))
+	switch {
+	case (inFile || !lends) && !c.outbox.noFile && h.spills(len(p), c.srv.AnswerFile):
+		if err := h.spill(c.srv.spoolDir(), p); err != nil {
+			return false, fmt.Errorf("keep an answer in a file: %w", err)
+		}
+		b.kept += int64(len(p))
+	case lends || must:
+		c.keep(p)
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
 // keep copies p for the flusher. outbox.mu is held.
 func (c *conn) keep(p []byte) {
 	b := c.outbox.behind
-	b.kept += len(p)
+	b.hold.keep(p)
+	b.kept += int64(len(p))
+	b.memory += len(p)
 	c.srv.held.Add(int64(len(p)))
-	for len(p) > 0 {
-		var last *piece
-		if n := len(b.pieces); n > 0 && b.pieces[n-1].n < len(last.b) {
-			last = b.pieces[n-1]
-		} else {
-			last = pieces.Get().(*piece)
-			last.n = 0
-			b.pieces = append(b.pieces, last)
-		}
-		n := copy(last.b[last.n:], p)
-		last.n += n
-		p = p[n:]
-	}
 }
 
 // lends reports whether an answer that has size bytes of them may keep n more.
@@ -167,26 +177,38 @@ func (c *conn) flush() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	b := o.behind
-	for len(b.pieces) > 0 {
-		p := b.pieces[0]
-		b.pieces[0] = nil
-		b.pieces = b.pieces[1:]
-		o.out = p.b[:p.n]
+	for p, f, at := b.hold.pop(); p != nil; p, f, at = b.hold.pop() {
 		o.mu.Unlock()
-		err := c.push()
+		err := c.writePiece(p, f, at)
 		o.mu.Lock()
-		n := p.n
+		b.written += int64(p.n)
+		freed := 0
+		if f == nil {
+			freed = p.n
+		}
 		pieces.Put(p)
 		if err != nil {
 			_ = c.fail(err)
-			n = b.kept - b.written
-			b.pieces = nil
+			b.hold.drop()
+			b.written, freed = b.kept, b.memory
 		}
-		b.written += n
-		c.srv.held.Add(int64(-n))
+		b.memory -= freed
+		c.srv.held.Add(int64(-freed))
 		b.change.Broadcast()
 	}
+	b.hold.drop()
 	o.out, o.behind, o.taking = nil, nil, clock{}
+}
+
+// writePiece writes one piece, the content of which is in f at at, unless f is nil.
+func (c *conn) writePiece(p *piece, f *os.File, at int64) error {
+	if f != nil {
+		if _, err := f.ReadAt(p.b[:p.n], at); err != nil {
+			return fmt.Errorf("read what was kept of an answer: %w", err)
+		}
+	}
+	c.outbox.out = p.b[:p.n]
+	return c.push()
 }
 
 // fail ends the connection, to which nothing can be written any more. outbox.mu is held.

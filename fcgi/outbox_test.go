@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,24 +20,30 @@ func letters(n int) []byte {
 	return b
 }
 
-// A Handler runs ahead of a client that takes nothing, as far as AnswerBuffer says
+// A Handler runs ahead of a client that takes nothing, as far as AnswerBuffer and AnswerFile say
 // and no farther; the client gets all of it, in order, and nothing is held afterwards.
 func TestAnswerRunsAhead(t *testing.T) {
 	const buffer, block = 1 << 20, 32 << 10
 	for _, network := range []string{"unix", "tcp"} {
 		for name, tt := range map[string]struct {
 			length int
+			file   int64
 			waits  bool // for the client
 		}{
-			"fits":         {900 << 10, false},
-			"does not fit": {16 << 20, true}, // nor into the buffers of a socket
+			"fits":                         {900 << 10, 0, false},
+			"does not fit":                 {16 << 20, 0, true}, // nor into the buffers of a socket
+			"fits into the file":           {16 << 20, 17 << 20, false},
+			"does not fit into the file":   {32 << 20, 8 << 20, true},
+			"there is no place for a file": {16 << 20, 1 << 30, true},
 		} {
 			t.Run(network+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				text := letters(tt.length)
 				var written atomic.Int64
 				sent := make(chan error, 1)
-				s := &Server{AnswerBuffer: buffer, Handler: func(r *Request) {
+				dir, log := t.TempDir(), new(lines)
+				nowhere := tt.waits && tt.file > int64(tt.length)
+				s := &Server{AnswerBuffer: buffer, AnswerFile: tt.file, SpoolDir: dir, Logger: log.logger(), Handler: func(r *Request) {
 					var err error
 					for rest := text; len(rest) > 0 && err == nil; {
 						n := min(block, len(rest))
@@ -46,10 +53,13 @@ func TestAnswerRunsAhead(t *testing.T) {
 					}
 					sent <- err
 				}}
+				if nowhere {
+					s.SpoolDir += "/none"
+				}
 				p := connect(t, start(t, s, network))
 				p.send(get(1))
 				if tt.waits {
-					until(t, "the buffer is full", func() bool { return s.held.Load() > buffer-2*block })
+					until(t, "the buffer is full, and the Handler waits", func() bool { return s.held.Load() > buffer-2*block && waits(s) })
 				} else if err := within(t, "the Handler, which need not wait", sent); err != nil {
 					t.Fatal(err)
 				}
@@ -62,8 +72,59 @@ func TestAnswerRunsAhead(t *testing.T) {
 				if got := p.answer(1); got != (end{stdout: string(text)}) {
 					t.Errorf("%d bytes came, not the %d that were written, or not the same", len(got.stdout), len(text))
 				}
-				until(t, "nothing is held", func() bool { return s.held.Load() == 0 })
+				until(t, "nothing is held", func() bool { return s.held.Load() == 0 && openFiles(t, dir) == 0 })
+				if n := strings.Count(log.String(), "answer not kept in a file"); n > 1 || (n == 1) != nowhere {
+					t.Errorf("the log complains %d times:\n%s", n, log.String())
+				}
 			})
+		}
+	}
+}
+
+// waits reports whether a Handler waits for its client to take what it has sent.
+func waits(s *Server) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.outbox.mu.Lock()
+		b := c.outbox.behind
+		c.outbox.mu.Unlock()
+		if b != nil && b.holding.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// An answer for which there is no room in a file is told of once, however often its client falls behind; so is the next one.
+func TestFileIsTriedOnceAnAnswer(t *testing.T) {
+	log := new(lines)
+	goOn := make(chan struct{})
+	s := &Server{AnswerBuffer: 1 << 10, AnswerFile: 1 << 30, SpoolDir: t.TempDir() + "/none", Logger: log.logger(), Handler: func(r *Request) {
+		for range 3 {
+			for range 40 { // more than the socket takes
+				r.Write(make([]byte, 50000))
+			}
+			<-goOn
+		}
+	}}
+	p := connect(t, start(t, s, "unix"))
+	for answers := 1; answers <= 2; answers++ {
+		p.send(get(1))
+		for range 3 {
+			until(t, "the Handler waits", func() bool { return waits(s) })
+			for taken := 0; taken < 40*50000; {
+				_, content, err := p.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				taken += len(content)
+			}
+			goOn <- struct{}{}
+		}
+		p.answer(1)
+		if n := strings.Count(log.String(), "answer not kept in a file"); n != answers {
+			t.Errorf("after %d answers, told %d times", answers, n)
 		}
 	}
 }
@@ -71,8 +132,14 @@ func TestAnswerRunsAhead(t *testing.T) {
 // What two requests of a connection say arrives whole and in order, however
 // large their parts are and however the client dawdles.
 func TestAnswersAreKeptInOrder(t *testing.T) {
+	for _, file := range []int64{0, 1, 150 << 10, 10 << 20} {
+		t.Run(strconv.FormatInt(file, 10), func(t *testing.T) { keptInOrder(t, file) })
+	}
+}
+
+func keptInOrder(t *testing.T, file int64) {
 	text := letters(1 << 20)
-	p := connect(t, start(t, &Server{AnswerBuffer: 100 << 10, Handler: func(r *Request) {
+	p := connect(t, start(t, &Server{AnswerBuffer: 100 << 10, AnswerFile: file, SpoolDir: t.TempDir(), Handler: func(r *Request) {
 		rnd := rand.New(rand.NewPCG(uint64(r.id), 1))
 		for rest := text; len(rest) > 0; {
 			n := min(len(rest), 1+rnd.IntN(60000)>>rnd.IntN(12))
@@ -155,7 +222,8 @@ func TestWhatIsHeldIsGivenBack(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &Server{AnswerBuffer: 1 << 20, Handler: func(r *Request) {
+			dir := t.TempDir()
+			s := &Server{AnswerBuffer: 100 << 10, AnswerFile: 1 << 20, SpoolDir: dir, Handler: func(r *Request) {
 				for range 10 {
 					r.Write(bytes.Repeat([]byte("x"), 50000))
 				}
@@ -163,9 +231,9 @@ func TestWhatIsHeldIsGivenBack(t *testing.T) {
 			}}
 			p := connect(t, start(t, s, "unix"))
 			p.send(get(1))
-			until(t, "something is held", func() bool { return s.held.Load() > 0 })
+			until(t, "something is held", func() bool { return s.held.Load() > 0 && openFiles(t, dir) == 1 })
 			tt.client(p)
-			until(t, "nothing is held", func() bool { return s.held.Load() == 0 })
+			until(t, "nothing is held", func() bool { return s.held.Load() == 0 && openFiles(t, dir) == 0 })
 		})
 	}
 }
@@ -261,4 +329,39 @@ func TestEndBesideAStream(t *testing.T) {
 		ended = ended || h.typ == typeEndRequest && h.id == 2
 		answered = answered || h.typ == typeGetValuesResult
 	}
+}
+
+// What comes of an answer is told at once, also when it comes after what has waited in a file.
+func TestStreamBehindAFile(t *testing.T) {
+	more := make(chan struct{})
+	dir := t.TempDir()
+	s := &Server{AnswerBuffer: 1 << 10, AnswerFile: 10 << 20, SpoolDir: dir, Handler: func(r *Request) {
+		for range 100 {
+			r.Write(make([]byte, 50000))
+		}
+		for range more {
+			r.Write([]byte("event"))
+		}
+	}}
+	p := connect(t, start(t, s, "unix"))
+	p.send(get(1))
+	until(t, "some of it is in a file", func() bool { return openFiles(t, dir) == 1 })
+	for taken := 0; taken < 100*50000; {
+		_, content, err := p.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken += len(content)
+	}
+	for range 3 {
+		more <- struct{}{}
+		if _, content, err := p.next(); err != nil || content != "event" {
+			t.Fatalf("%q, %v", content, err)
+		}
+	}
+	close(more)
+	if got := p.answer(1); got != (end{}) {
+		t.Errorf("at the end: %+v", got)
+	}
+	until(t, "no file is open", func() bool { return openFiles(t, dir) == 0 })
 }

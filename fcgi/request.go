@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"math"
 	"strconv"
 	"sync"
 	"time"
@@ -48,10 +48,8 @@ type Request struct {
 	leaving    chan struct{} // closed when the client leaves
 	in         []byte        // body that has come and was not read: in[inRead:]
 	inRead     int
-	spool      *os.File // what came after in, where the connection could not wait
-	spoolRead  int64
-	spoolSize  int64
-	spoolErr   error
+	behind     hold // what came after in
+	full       bool // more than may wait for the start has come
 	bodyClosed bool
 	length     int64         // of the body, as CONTENT_LENGTH has it; -1: not looked for yet
 	wake       chan struct{} // has room for one; filled when a Read may go on
@@ -79,10 +77,8 @@ func (r *Request) release() {
 		_ = r.End(0)
 	}
 	r.conn.mu.Lock()
-	again := r.stdinDone && !r.gone && r.spool == nil
-	if r.spool != nil {
-		defer r.spool.Close()
-	}
+	again := r.stdinDone && !r.gone
+	r.dropLocked()
 	r.conn.mu.Unlock()
 	if !again {
 		return
@@ -155,6 +151,9 @@ func (r *Request) leaveLocked() {
 	r.gone = true
 	close(r.leaving)
 	r.wakeLocked()
+	if !r.started { // nobody reads
+		r.dropLocked()
+	}
 	if r.watcher != nil {
 		r.watcher.Abort()
 		r.watcher = nil
@@ -172,35 +171,91 @@ func (r *Request) wakeLocked() {
 	}
 }
 
-// storeLocked takes a part of the body in. conn.mu is held.
-func (r *Request) storeLocked(b []byte) {
-	if r.gone || r.finished || r.bodyClosed || r.spoolErr != nil {
-		return
+// storeLocked takes a part of the body in: into memory, or, where there may be one and it has room, into
+// a file. When more has come than may wait, the connection is left unread. An error is that of the file, and
+// the body's bytes are there all the same. A file system may make it wait, and every request of the
+// connection with it: the alternative is memory without a bound. conn.mu is held.
+func (r *Request) storeLocked(b []byte) (err error) {
+	if r.gone || r.finished || r.bodyClosed {
+		return nil
 	}
-	c := r.conn
-	if c.mux && (r.spool != nil || len(r.in)-r.inRead+len(b) > c.srv.bodyBuffer()) {
-		r.spoolLocked(b)
-	} else {
-		if r.inRead > 0 && len(r.in)+len(b) > cap(r.in) {
-			r.in = r.in[:copy(r.in, r.in[r.inRead:])]
-			r.inRead = 0
+	c, h := r.conn, &r.behind
+	switch {
+	case h.waiting() == int64(h.memory()) && r.roomLocked(len(b)):
+		r.keepLocked(b)
+	case r.awaitedLocked() && h.spills(len(b), c.srv.BodyFile), c.mux && h.spills(len(b), math.MaxInt64):
+		r.full = r.full || !h.spills(len(b), c.srv.BodyFile)
+		if err = h.spill(c.srv.spoolDir(), b); err == nil {
+			break
 		}
-		r.in = append(r.in, b...)
-		if !c.mux && len(r.in)-r.inRead >= c.srv.bodyBuffer() {
-			c.paused = r
-		}
+		err = fmt.Errorf("keep a request's body in a file: %w", err)
+		fallthrough
+	default:
+		r.keepLocked(b) // it has been read already: no more is
+		r.full, c.paused = true, r
+	}
+	if !c.mux && !r.awaitedLocked() && r.unreadLocked() >= int64(c.srv.bodyBuffer()) {
+		c.paused = r
 	}
 	r.wakeLocked()
+	return err
+}
+
+// awaitedLocked reports whether all of the body is to come before the request starts. conn.mu is held.
+func (r *Request) awaitedLocked() bool {
+	return r.conn.srv.BodyMemory > 0 && !r.started && !r.full
+}
+
+// longForLocked reports whether the request's body is awaited for longer than others': the Handler gets
+// the request also when its client leaves meanwhile, since somebody has waited for it. conn.mu is held.
+func (r *Request) longForLocked() bool {
+	return r.conn.srv.BodyMemory > 0 && r.paramsDone && !r.started
+}
+
+// roomLocked reports whether n bytes more of the body may be in memory. conn.mu is held.
+func (r *Request) roomLocked(n int) bool {
+	srv := r.conn.srv
+	n += len(r.in) - r.inRead + r.behind.memory()
+	return n <= srv.bodyBuffer() ||
+		r.awaitedLocked() && n <= srv.BodyMemory && srv.bodies.Load()+int64(n) <= int64(shares*srv.BodyMemory)
+}
+
+// keepLocked puts a part of the body into memory. conn.mu is held.
+func (r *Request) keepLocked(b []byte) {
+	if r.behind.waiting() > 0 || len(r.in)-r.inRead+len(b) > r.conn.srv.bodyBuffer()+readBuffer {
+		r.conn.srv.bodies.Add(int64(len(b)))
+		r.behind.keep(b)
+		return
+	}
+	if r.inRead > 0 && len(r.in)+len(b) > cap(r.in) {
+		r.in = r.in[:copy(r.in, r.in[r.inRead:])]
+		r.inRead = 0
+	}
+	r.in = append(r.in, b...)
+}
+
+// unreadLocked is how much of the body has come and was not read. conn.mu is held.
+func (r *Request) unreadLocked() int64 { return int64(len(r.in)-r.inRead) + r.behind.waiting() }
+
+// dropLocked lets go of what nobody reads any more. conn.mu is held.
+func (r *Request) dropLocked() {
+	if h := &r.behind; h.waiting() > 0 || h.file != nil {
+		r.conn.srv.bodies.Add(-int64(h.memory()))
+		h.drop()
+	}
 }
 
 // comingLocked reports whether more of the body is worth waiting for before
-// the request starts: its length is known, and the buffer has room. A client that
+// the request starts: its length is known, and the buffer has room, or Server.BodyMemory asks for it. A client that
 // is slow to send it keeps nobody busy so. conn.mu is held.
 func (r *Request) comingLocked() bool {
+	if r.awaitedLocked() {
+		return true
+	}
 	if r.length < 0 {
 		r.length = contentLength(r.params)
 	}
-	return r.length > 0 && r.conn.paused != r && r.spool == nil
+	return r.length > 0 && r.conn.paused != r && !r.full && r.behind.waiting() == 0
 }
 
 // contentLength is what CONTENT_LENGTH says; 0: nothing that helps.
@@ -222,28 +277,6 @@ func contentLength(params []byte) int64 {
 	return 0
 }
 
-// spoolLocked puts a part of the body into a file. A file system may make it
-// wait, and every request of the connection with it: the alternative is memory
-// without a bound.
-func (r *Request) spoolLocked(b []byte) {
-	if r.spool == nil {
-		f, err := os.CreateTemp(r.conn.srv.SpoolDir, "fpmd-body-*")
-		if err == nil {
-			err = os.Remove(f.Name())
-			r.spool = f
-		}
-		if err != nil {
-			r.spoolErr = fmt.Errorf("file for a request's body: %w", err)
-			return
-		}
-	}
-	if _, err := r.spool.WriteAt(b, r.spoolSize); err != nil {
-		r.spoolErr = fmt.Errorf("keep a request's body: %w", err)
-		return
-	}
-	r.spoolSize += int64(len(b))
-}
-
 // First gives what has arrived of the body, without waiting, and reports
 // whether that is all of it. The bytes are the Handler's until it returns.
 // It is called at most once, before any Read.
@@ -252,7 +285,7 @@ func (r *Request) First() (b []byte, all bool) {
 	defer r.conn.mu.Unlock()
 	r.first, r.in = r.in, nil
 	r.resumeLocked()
-	return r.first, r.stdinDone && r.spoolSize == 0 && r.spoolErr == nil
+	return r.first, r.stdinDone && !r.gone && r.behind.waiting() == 0
 }
 
 // Read reads the body, and waits where none has come. At the body's end it
@@ -282,21 +315,21 @@ func (r *Request) Read(p []byte) (int, error) {
 			r.resumeLocked()
 			c.mu.Unlock()
 			return n, nil
-		case r.spoolRead > 0 && r.spoolRead == r.spoolSize:
-			r.spoolRead, r.spoolSize = 0, 0 // nobody reads there now: the file need not grow on
-			c.mu.Unlock()
-			continue
-		case r.spoolRead < r.spoolSize:
-			n := int(min(int64(len(p)), r.spoolSize-r.spoolRead))
-			f, at := r.spool, r.spoolRead
-			r.spoolRead += int64(n)
+		case r.behind.waiting() > 0:
+			n, f, at := r.behind.next(p)
+			if f == nil {
+				c.srv.bodies.Add(-int64(n))
+			}
 			r.arriving.wait(0, n)
+			r.resumeLocked()
 			c.mu.Unlock()
-			return io.ReadFull(io.NewSectionReader(f, at, int64(n)), p[:n])
-		case r.spoolErr != nil:
-			err := r.spoolErr
-			c.mu.Unlock()
-			return 0, err
+			if f == nil {
+				return n, nil
+			}
+			if _, err := f.ReadAt(p[:n], at); err != nil {
+				return 0, fmt.Errorf("read a request's body from a file: %w", err)
+			}
+			return n, nil
 		case r.stdinDone:
 			c.mu.Unlock()
 			return 0, io.EOF
@@ -343,13 +376,14 @@ func (r *Request) CloseBody() {
 	defer c.mu.Unlock()
 	r.bodyClosed = true
 	r.in, r.inRead = r.in[:0], 0
+	// What is behind it goes with the request: a Read of the file may be under way.
 	r.wakeLocked()
 	r.resumeLocked()
 }
 
 // resumeLocked has the reader go on when the body has room again. conn.mu is held.
 func (r *Request) resumeLocked() {
-	if c := r.conn; c.paused == r && len(r.in)-r.inRead <= c.srv.bodyBuffer()/2 {
+	if c := r.conn; c.paused == r && r.unreadLocked() <= int64(c.srv.bodyBuffer()/2) {
 		c.paused = nil
 		c.poke()
 	}
@@ -360,7 +394,7 @@ func (r *Request) resumeLocked() {
 func (r *Request) Frame(b []byte, n int) { putHeader(b, typeStdout, r.id, n) }
 
 // Send writes records made with Frame. What the client does not take at once is
-// copied, up to Server.AnswerBuffer, and written behind the Handler's back; beyond
+// copied, up to Server.AnswerBuffer and AnswerFile, and written behind the Handler's back; beyond
 // that, Send waits. So an error may belong to what an earlier Send has sent.
 func (r *Request) Send(records []byte) error { return r.conn.write(records, working) }
 

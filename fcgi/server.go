@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,10 +32,18 @@ type Server struct {
 	// left unread, or, where it carries several requests at once, the body goes
 	// to an unlinked file in SpoolDir: a slow body never stalls its neighbours.
 	BodyBuffer int
+	// BodyMemory is how much of a request's body is awaited before the Handler gets the request, in
+	// bytes of memory; all bodies together have 64 times as much, beside BodyBuffer of each. 0: what comes at once, or
+	// soon. Of a longer body, BodyFile bytes are awaited in an unlinked file in SpoolDir, until
+	// less than a tenth of the file system is free; the rest comes when the Handler reads.
+	BodyMemory int
+	BodyFile   int64
 	// AnswerBuffer is how much of an answer is held when the client does not take it,
 	// in bytes, beside what the kernel holds, so that the Handler goes on; all
-	// answers together have 64 times as much. 0: what one Send brings.
+	// answers together have 64 times as much. 0: what one Send brings. Beyond that, AnswerFile bytes of it
+	// are held in an unlinked file in SpoolDir, until less than a tenth of the file system is free.
 	AnswerBuffer int
+	AnswerFile   int64
 	// MaxRequests bounds the requests at work at once on one connection; 0
 	// means 256. One more is ended with OVERLOADED.
 	MaxRequests int
@@ -53,7 +62,7 @@ type Server struct {
 	// address; 0 means no bound. Where they are all in use, the next one waits when it is accepted, those behind it in the
 	// backlog, and connections that have been idle for all of PeerTimeout make room.
 	MaxConns int
-	// SpoolDir is where bodies go that do not fit; "" means os.TempDir().
+	// SpoolDir is where bodies and answers go that do not fit; "" means os.TempDir().
 	SpoolDir string
 	// Allow, unless nil, says whether a client may connect.
 	Allow func(remote net.Addr) bool
@@ -63,6 +72,7 @@ type Server struct {
 
 	recheck rechecker
 	held    atomic.Int64 // bytes of answers in outboxes
+	bodies  atomic.Int64 // bytes of bodies in memory, behind what each has in Request.in
 
 	mu        sync.Mutex            // guards what follows; nothing that blocks is called under it
 	listeners map[net.Listener]bool // true: nobody finds it any more, and it ends with its backlog
@@ -99,6 +109,10 @@ const (
 func (s *Server) maxParams() int   { return orDefault(s.MaxParams, defaultMaxParams) }
 func (s *Server) bodyBuffer() int  { return orDefault(s.BodyBuffer, defaultBodyBuffer) }
 func (s *Server) maxRequests() int { return orDefault(s.MaxRequests, defaultMaxRequests) }
+
+func (s *Server) spoolDir() string {
+	return cmp.Or(s.SpoolDir, os.TempDir())
+}
 
 func orDefault(n, d int) int {
 	if n > 0 {

@@ -95,8 +95,11 @@ type PoolConfig struct {
 	StopTimeout    time.Duration // from TERM to KILL; not 0
 	DrainTimeout   time.Duration // for requests to end before their worker is stopped; not 0
 	RequestTimeout time.Duration // for the application; 0: none
+	SlowTimeout    time.Duration // after which a request that its worker still has is logged; 0: never
 	ClientTimeout  time.Duration // for the web server to send or take some KiB; 0: none
+	BufferRequest  int64         // bytes of a body that are awaited before a worker is asked for; 64 times as much for all of the pool; 0: what comes soon
 	BufferResponse int64         // bytes of an answer that may wait for the web server; 64 times as much for all of the pool
+	BufferFiles    int64         // bytes of one body, or answer, that may wait in a file beyond that; 0: none
 	MaxConnections int           // of one listener
 	QueueSize      int           // requests that wait for a worker; 0: none may
 	QueueTimeout   time.Duration // how long one may wait; not 0

@@ -389,8 +389,8 @@ func names[T any](settings []setting[T]) []string {
 
 // later are the words that the design has fixed for what this version can't do.
 var later = []string{
-	"shutdown_delay", "asgi", "cgi", "chroot", "preload", "reload_on_change", "concurrency", "greenlets", "tasks", "access_format", "ping_path", "status_path", "buffer_request",
-	"extensions", "trusted_proxies", "wsgi_post_fork", "slow_timeout",
+	"shutdown_delay", "asgi", "cgi", "chroot", "preload", "reload_on_change", "concurrency", "greenlets", "tasks",
+	"access_format", "ping_path", "status_path", "extensions", "trusted_proxies", "wsgi_post_fork",
 }
 
 // unknown refuses a key that none of ours is; want says which there are.

@@ -31,7 +31,8 @@ const (
 	maxBacklog        = 1<<16 - 1
 	minMaxEnviron     = 4 << 10
 	maxMaxConnections = 1 << 20
-	maxBufferResponse = 64 << 20
+	maxBuffer         = 64 << 20
+	maxBufferFiles    = 1 << 40
 	maxNofile         = 1 << 30
 	maxNproc          = 1 << 22 // the kernel has no more numbers
 	maxCore           = 1 << 60
@@ -263,8 +264,11 @@ var poolSettings = []setting[draft]{
 	{"stop_timeout", func(v value, d *draft) { v.duration(&d.StopTimeout, false) }},
 	{"drain_timeout", func(v value, d *draft) { v.duration(&d.DrainTimeout, false) }},
 	{"request_timeout", func(v value, d *draft) { v.duration(&d.RequestTimeout, true) }},
+	{"slow_timeout", func(v value, d *draft) { v.duration(&d.SlowTimeout, true) }},
 	{"client_timeout", func(v value, d *draft) { v.duration(&d.ClientTimeout, true) }},
-	{"buffer_response", func(v value, d *draft) { v.size(&d.BufferResponse, 0, maxBufferResponse) }},
+	{"buffer_request", func(v value, d *draft) { v.size(&d.BufferRequest, 0, maxBuffer) }},
+	{"buffer_response", func(v value, d *draft) { v.size(&d.BufferResponse, 0, maxBuffer) }},
+	{"buffer_files", func(v value, d *draft) { v.size(&d.BufferFiles, 0, maxBufferFiles) }},
 	{"max_connections", func(v value, d *draft) { v.integer(&d.MaxConnections, 1, maxMaxConnections) }},
 	{"queue_size", func(v value, d *draft) { v.integer(&d.QueueSize, 0, maxQueueSize) }},
 	{"queue_timeout", func(v value, d *draft) { v.duration(&d.QueueTimeout, false) }},

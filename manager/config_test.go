@@ -277,8 +277,11 @@ start_timeout = "1m30s"
 stop_timeout = "500ms"
 drain_timeout = "2m"
 request_timeout = "0s"
+slow_timeout = "5s"
 client_timeout = "45s"
+buffer_request = "512KiB"
 buffer_response = "64KiB"
+buffer_files = "1GiB"
 max_connections = 100
 queue_size = 0
 queue_timeout = "1s"
@@ -323,7 +326,7 @@ func TestEverySetting(t *testing.T) {
 		Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		Probe: "https://www.example.com/blog/healthz?deep=1", ProbeStatus: 204, MaxBootFailures: 2, KeepGeneration: 5 * time.Minute,
 		StartTimeout: 90 * time.Second, StopTimeout: 500 * time.Millisecond, DrainTimeout: 2 * time.Minute,
-		ClientTimeout: 45 * time.Second, BufferResponse: 64 << 10, MaxConnections: 100,
+		SlowTimeout: 5 * time.Second, ClientTimeout: 45 * time.Second, BufferRequest: 512 << 10, BufferResponse: 64 << 10, BufferFiles: 1 << 30, MaxConnections: 100,
 		QueueTimeout: time.Second, AccessLog: "-", MaxEnviron: 64 << 10,
 	}
 	if !reflect.DeepEqual(*cfg.Pools[0], pool) {

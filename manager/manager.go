@@ -53,7 +53,7 @@ type Manager struct {
 	opts    Options
 	cfg     *Config // that it began with; a pool's own may be a later one
 	lock    *os.File
-	socks   string   // folder of the workers' sockets
+	socks   string   // folder of the workers' sockets, and of files without a name
 	host    *os.File // WSGI's archive
 	path    string   // of the configuration
 	since   time.Time
@@ -349,7 +349,7 @@ func (m *Manager) Stop(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, p := range m.pools {
 		wg.Go(func() { // within drain_timeout
-			pctx, cancel := context.WithTimeoutCause(ctx, p.config().DrainTimeout, errors.New("drain_timeout is over"))
+			pctx, cancel := context.WithTimeoutCause(ctx, p.config().DrainTimeout, fmt.Errorf("drain_timeout = %v is over", p.config().DrainTimeout))
 			defer cancel()
 			p.stop(pctx)
 		})

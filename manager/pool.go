@@ -82,7 +82,11 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 	p.server = &fcgi.Server{
 		Handler:      p.serve,
 		MaxParams:    int(cfg.MaxEnviron),
+		BodyMemory:   int(cfg.BufferRequest),
+		BodyFile:     cfg.BufferFiles,
 		AnswerBuffer: int(cfg.BufferResponse),
+		AnswerFile:   cfg.BufferFiles,
+		SpoolDir:     m.socks,
 		PeerTimeout:  cfg.ClientTimeout,
 		Hurry:        p.crowded,
 		MaxConns:     cfg.MaxConnections,

@@ -311,11 +311,16 @@ func (p *process) sentBefore() string {
 // lastWordsTime is how long before its end a process may have printed why it ends.
 const lastWordsTime = time.Second
 
-// stop asks the process to end with SIGTERM and kills its process group when it
-// has not ended after grace. It waits for neither.
-func (p *process) stop(grace time.Duration) {
+// stop asks the process to end with SIGTERM. When it has not ended after grace, it calls late and
+// kills its process group. It waits for neither.
+func (p *process) stop(grace time.Duration, late func()) {
 	p.signal(p.pid, unix.SIGTERM)
-	time.AfterFunc(grace, p.kill)
+	time.AfterFunc(grace, func() {
+		if !p.isReaped() {
+			late()
+			p.kill()
+		}
+	})
 }
 
 // kill kills the process and all that it started in its process group, now.

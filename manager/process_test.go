@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -192,7 +193,7 @@ func TestReadyWorkerOutlivesItsContext(t *testing.T) {
 	}
 	defer p.page.Close()
 	cancel()
-	p.stop(time.Minute)
+	p.stop(time.Minute, func() { t.Error("it ended at TERM, and counts as late") })
 	<-p.done()
 	if got := p.exit().String(); got != "exited with status 7" {
 		t.Errorf("it %s; want status 7, of its own", got)
@@ -233,8 +234,12 @@ func TestStop(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startWorker(t, shell(t, tt.script))
-			p.stop(tt.grace)
+			var late atomic.Bool
+			p.stop(tt.grace, func() { late.Store(true) })
 			<-p.done()
+			if killed := tt.want == "killed by SIGKILL"; late.Load() != killed {
+				t.Errorf("late: %v, killed: %v", late.Load(), killed)
+			}
 			if got := p.exit().String(); got != tt.want {
 				t.Errorf("it %s, want %s", got, tt.want)
 			}

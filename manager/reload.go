@@ -45,7 +45,7 @@ func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.K
 var (
 	fixedOfPool = []string{
 		"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog", "allowed_clients",
-		"max_connections", "client_timeout", "buffer_response", "max_environ", "access_log",
+		"max_connections", "client_timeout", "buffer_request", "buffer_response", "buffer_files", "max_environ", "access_log",
 	}
 	fixedOfSupervisor = []string{"runtime_dir"}
 	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs", "control_group"}

@@ -122,7 +122,12 @@ func (x *exchange) prepare() outcome {
 		return o
 	}
 	x.body, x.all = x.req.First()
-	return ok
+	select {
+	case <-x.req.Gone(): // while its body was awaited, most likely
+		return clientGone
+	default:
+		return ok
+	}
 }
 
 // run hands the exchange to the worker behind x.slot and relays its answer. It reports
@@ -144,6 +149,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 	} else {
 		x.buf.Free() // of what another worker has sent
 	}
+	s.clock.start(x, now)
 	s.SetDeadline(after(now, cfg.RequestTimeout))
 	if !x.req.Watch(s) {
 		return x.lost(protocol.ErrAborted)
@@ -175,6 +181,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 		}
 		if a.Withdrawn {
 			x.bounced = true
+			s.clock.stop()
 			x.giveBack(ending{})
 			return ok, true
 		}
@@ -185,6 +192,7 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 			o = appError
 		}
 		x.bytes += int64(a.Body)
+		s.clock.answered(a)
 		if kept != nil {
 			kept = append(kept, a.Bytes...)
 			a.Bytes = kept
@@ -206,7 +214,10 @@ func (x *exchange) run(now time.Time) (o outcome, again bool) {
 			continue
 		}
 		x.sent = true
-		if err := x.req.Send(a.Bytes); err != nil {
+		s.clock.pause() // what the client takes its time for is not the application's
+		err = x.req.Send(a.Bytes)
+		s.clock.resume()
+		if err != nil {
 			x.noteSlow(err)
 			return x.lost(protocol.ErrAborted)
 		}
@@ -256,6 +267,7 @@ func (x *exchange) giveBack(e ending) (waited bool) {
 // not sleep in the meantime.
 func (x *exchange) finish(a protocol.Answer, o outcome, began time.Time) outcome {
 	s := x.slot
+	s.clock.stop()
 	if !x.all {
 		x.req.Watch(nil)
 	} else if x.giveBack(ending{answered: true, large: x.pieces || x.bytes > smallAnswer, ran: time.Since(began)}) {
@@ -305,7 +317,8 @@ func (x *exchange) endBody(s *slot) {
 		return
 	}
 	s.Close() // it holds no exchange that could be abandoned: its answer is complete
-	s.w.settle(s, time.Now().Add(s.w.gen.cfg.StopTimeout), "it did not read a request's body off")
+	timeout := s.w.gen.cfg.StopTimeout
+	s.w.settle(s, x.env.id, time.Now().Add(timeout), fmt.Sprintf("it did not read a request's body off within stop_timeout = %v", timeout))
 }
 
 // noteSlow keeps an error that says that the client is too slow.
@@ -329,7 +342,9 @@ func (x *exchange) sendBody(s *slot) {
 		// upload is no slow application.
 		x.waiting.Store(true)
 		s.SetDeadline(time.Time{})
+		s.clock.pause()
 		n, err := x.req.Read(buf[protocol.HeaderLen:])
+		s.clock.resume()
 		x.waiting.Store(false)
 		if timeout > 0 {
 			s.SetDeadline(time.Now().Add(timeout))
@@ -350,6 +365,7 @@ func (x *exchange) sendBody(s *slot) {
 		if s.SendBody(buf[:protocol.HeaderLen+n], time.Time{}) != nil {
 			return // Receive finds the same, and more
 		}
+		s.clock.sent(n, err != nil)
 		if err != nil {
 			x.bodySent = true
 			return
@@ -361,6 +377,7 @@ func (x *exchange) sendBody(s *slot) {
 func (x *exchange) lost(err error) (o outcome, again bool) {
 	s, w := x.slot, x.slot.w
 	cfg := w.gen.cfg
+	s.clock.stop()
 	x.req.Watch(nil)
 	x.takeBack()
 	x.slot = nil
@@ -382,10 +399,13 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 			break
 		}
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
-		w.settle(s, after(time.Now(), cfg.RequestTimeout), "a request whose client left runs longer than request_timeout")
+		w.settle(s, x.env.id, after(time.Now(), cfg.RequestTimeout), fmt.Sprintf("a request whose client left runs longer than request_timeout = %v", cfg.RequestTimeout))
 	case errors.Is(err, protocol.ErrDeadline):
-		o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String()
-		w.tellTimeout(x)
+		next := "answer 504, replace the worker"
+		if o, x.cause = timedOut, "no answer in request_timeout="+cfg.RequestTimeout.String(); x.sent {
+			next, x.cause = "cut the answer, replace the worker", "no further part of the answer in request_timeout="+cfg.RequestTimeout.String()
+		}
+		w.tellTimeout(x, next)
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
 		w.retire("request_timeout")
 		x.pool.discard(s)
@@ -401,7 +421,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 			o, x.cause = badAnswer, "the worker closed the connection without an answer"
 			again = x.all && s.WithdrawHeld()
 			x.pool.refuseSecond(s, o, x.cause)
-			w.settle(s, after(time.Now(), cfg.StopTimeout), x.cause)
+			w.settle(s, x.env.id, after(time.Now(), cfg.StopTimeout), x.cause)
 		}
 	default:
 		o, x.cause = badAnswer, err.Error()

@@ -117,7 +117,7 @@ func (g *generation) fill(w, old *worker) {
 	p := g.pool
 	if err := w.launch(g.ctx); err != nil {
 		if g.ctx.Err() == nil {
-			p.log.Error("worker did not start", notStarted(err)...)
+			p.log.Error("worker did not start", append(notStarted(err), "next", "try again")...)
 			p.failed(g, err)
 		}
 		return

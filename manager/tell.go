@@ -55,20 +55,21 @@ func (w *worker) tellFewSlots(err error) {
 	w.log.Error("worker greets fewer slots than it has", "slots", len(w.slots), "cause", err, "next", next)
 }
 
-func (w *worker) tellStuck(cause string, err error) {
+// tellStuck says that w does not come back from the request of this id, which was abandoned.
+func (w *worker) tellStuck(id, cause string, err error) {
 	const next = "replace it"
 	e := w.event(EventStuck, w.proc.pid)
 	e.Cause, e.Next = cause, next
 	w.record(e)
-	w.log.Warn("worker stuck in an abandoned request", "cause", cause, "error", err, "next", next)
+	w.log.Warn("worker stuck in an abandoned request", "id", id, "cause", cause, "error", err, "next", next)
 }
 
-func (w *worker) tellTimeout(x *exchange) {
-	const next = "answer 504, replace the worker"
+// tellTimeout says that x has run into request_timeout, and what comes of it.
+func (w *worker) tellTimeout(x *exchange, next string) {
 	e := w.event(EventTimeout, w.proc.pid)
 	e.Request, e.Cause, e.Next = x.env.name(), x.cause, next
 	w.record(e)
-	w.log.Warn("request timed out", "id", x.env.id, "uri", string(x.env.uri), "cause", x.cause, "next", next)
+	w.log.Warn("request timed out", "id", x.env.id, "method", string(x.env.method), "uri", string(x.env.uri), "cause", x.cause, "next", next)
 }
 
 func (w *worker) tellBadAnswer(x *exchange, err error) {
@@ -98,12 +99,13 @@ func (w *worker) tellRetiredLocked() {
 	w.record(e)
 }
 
-func (w *worker) tellDrainTimeout() {
-	const next = "stop it"
+// tellDrainTimeout says that w still has so many requests, when it is to have none.
+func (w *worker) tellDrainTimeout(requests int) {
+	const next = "stop it, which cuts them"
 	e := w.event(EventDrainTimeout, w.proc.pid)
 	e.Cause, e.Next = "drain_timeout = "+w.gen.cfg.DrainTimeout.String(), next
 	w.record(e)
-	w.log.Warn("worker not idle within drain_timeout", "drain_timeout", w.gen.cfg.DrainTimeout, "next", next)
+	w.log.Warn("worker not idle within drain_timeout", "drain_timeout", w.gen.cfg.DrainTimeout, "requests", requests, "next", next)
 }
 
 // tellGone says how w, which has answered served exchanges, has ended: as it was told to, or not.

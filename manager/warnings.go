@@ -28,6 +28,7 @@ func (c *Config) warnings(f facts) []ConfigError {
 		w.files(p)
 		w.times(p)
 		w.operators(p)
+		w.buffers(p)
 	}
 	w.descriptors()
 	w.slots()
@@ -179,10 +180,20 @@ func (c *Credential) class(uid, gid int) (who string, shift int) {
 	return "o", 0
 }
 
+// buffers warns of files that are memory.
+func (w *warner) buffers(p *PoolConfig) {
+	if dir := w.cfg.Supervisor.RuntimeDir; p.BufferFiles > 0 && w.inMemory(dir) {
+		w.warn(p, "buffer_files", sizeOf(p.BufferFiles), "the files are below runtime_dir = %q, which is itself in memory: want a runtime_dir on a disk, such as \"/var/lib/fpmd\"", dir)
+	}
+}
+
 // times warns of ends that come before what they should wait for.
 func (w *warner) times(p *PoolConfig) {
 	if p.DrainTimeout < p.RequestTimeout {
 		w.warn(p, "drain_timeout", p.DrainTimeout, "less than request_timeout = %v: a stop, a reload or a replacement cuts requests that had time left: want %v or more", p.RequestTimeout, p.RequestTimeout)
+	}
+	if p.SlowTimeout > 0 && p.RequestTimeout > 0 && p.SlowTimeout >= p.RequestTimeout {
+		w.warn(p, "slow_timeout", p.SlowTimeout, "not less than request_timeout = %v: a request that has no answer by then is ended before it is told of as slow: want less", p.RequestTimeout)
 	}
 	if need := p.DrainTimeout + p.StopTimeout; w.unit.stop > 0 && w.unit.stop < need {
 		w.warn(p, "drain_timeout", p.DrainTimeout, "with stop_timeout = %v it is %v, but %s has TimeoutStopSec=%v, when systemd kills what still answers: want TimeoutStopSec=%d there (systemctl edit), or less here",

@@ -33,6 +33,7 @@ type facts struct {
 	userOf     func(uid int) string              // its name, or the number
 	ours       func(dir string) error            // why it can't be the runtime_dir, once it is there
 	bind       func(host string) error           // why nobody can listen on that address here
+	inMemory   func(dir string) bool             // so are its files; one that is not there is as the folder that it will be in
 	noSocket   func(path string) error           // what there is instead, or why nobody knows
 }
 
@@ -67,6 +68,7 @@ func thisFacts(config string) facts {
 		userOf:    m.userOf,
 		ours:      oursOnceMade,
 		bind:      bindable,
+		inMemory:  inMemory,
 		noSocket:  noSocket,
 	}
 	f.groups, _ = m.ownGroups() // without them more is closed to us than is, which is but a warning
@@ -277,4 +279,16 @@ func parseTimespan(s string) (sum time.Duration) {
 		sum += time.Duration(n * float64(timespans[unit]))
 	}
 	return sum
+}
+
+// inMemory reports whether the file system that dir is on, or will be, has no disk.
+func inMemory(dir string) bool {
+	var st unix.Statfs_t
+	for unix.Statfs(dir, &st) != nil {
+		if dir == "/" {
+			return false
+		}
+		dir = path.Dir(dir)
+	}
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
 }

@@ -20,6 +20,7 @@ func testFacts() facts {
 		ours:      func(string) error { return nil },
 		bind:      func(string) error { return nil },
 		noSocket:  func(string) error { return fs.ErrNotExist },
+		inMemory:  func(dir string) bool { return strings.HasPrefix(dir, "/run/") },
 		somaxconn: 4096, nofile: 65536, nproc: 10000, bytes: 1 << 30, bytesOf: "MemTotal of /proc/meminfo",
 		unit:     unit{name: "fpmd.service", stop: 90 * time.Second},
 		webUsers: []webUser{{Credential{UID: 33, GID: 33, Groups: []uint32{33}, Name: "www-data"}, "www-data"}},
@@ -96,6 +97,11 @@ func TestWarnings(t *testing.T) {
 		"descriptors of one worker":             {group + "\nrlimit_nofile = 32", nil, ":7: pool.blog.rlimit_nofile: 32: a worker may take 1 exchanges at once, with a descriptor for each, and needs some for itself and the application: want 33 or more"},
 		"enough of them":                        {group + "\nrlimit_nofile = 33", nil, ""},
 		"root, who may":                         {group + "\nworkers = 100\nuser = \"root\"\nallow_root = true", func(f *facts) { f.nproc = 10 }, ""},
+		"files that are memory":                 {group + "\nbuffer_files = \"1GiB\"", nil, ":7: pool.blog.buffer_files: \"1GiB\": the files are below runtime_dir = \"/run/fpmd\", which is itself in memory: want a runtime_dir on a disk"},
+		"files on a disk":                       {group + "\nbuffer_files = \"1GiB\"", func(f *facts) { f.inMemory = func(string) bool { return false } }, ""},
+		"slow only when it is over":             {group + "\nslow_timeout = \"1m\"", nil, ":7: pool.blog.slow_timeout: 1m0s: not less than request_timeout = 1m0s: a request that has no answer by then is ended before it is told of as slow"},
+		"slow before it is over":                {group + "\nslow_timeout = \"59s\"", nil, ""},
+		"slow, and never over":                  {group + "\nslow_timeout = \"1h\"\nrequest_timeout = \"0s\"", nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			base := "[pool.blog]\nwsgi = \"blog:app\"\ndirectory = \"/srv/blog\"\n"

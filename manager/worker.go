@@ -48,11 +48,16 @@ type slot struct {
 	behind   *exchange  // is served next: sent behind the one that holds the slot. Under pool.mu, as
 	link     link       // its place in pool.open is, and whether
 	greeted  bool       // it was greeted ever, or will not be
+
+	clock *stopwatch // nil: the pool has no slow_timeout
 }
 
 func newSlot(w *worker, i int) *slot {
 	s := &slot{Slot: protocol.NewSlot(i, w.proc.page), w: w}
 	s.link.Value = s
+	if w.gen.cfg.SlowTimeout > 0 {
+		s.clock = new(stopwatch)
+	}
 	return s
 }
 
@@ -256,6 +261,9 @@ func (w *worker) start(ctx context.Context) error {
 	} else {
 		connect(w.slots)
 	}
+	if cfg.SlowTimeout > 0 {
+		w.wg.Go(w.watchSlow) // ends with the process
+	}
 	go w.watch() // ends with the process; its end is w.gone
 	select {
 	case err = <-greeted:
@@ -347,10 +355,10 @@ func (w *worker) over() bool {
 	}
 }
 
-// settle brings a slot back whose exchange was abandoned: the worker greets a
+// settle brings a slot back whose exchange, of the request id, was abandoned: the worker greets a
 // new connection when it is done with the old. When it has not by deadline
 // (zero: never), it is stuck, and is replaced.
-func (w *worker) settle(s *slot, deadline time.Time, cause string) {
+func (w *worker) settle(s *slot, id string, deadline time.Time, cause string) {
 	w.wg.Go(func() { // ends at deadline, or with the process
 		err := w.connect(s, deadline)
 		if err == nil {
@@ -365,7 +373,7 @@ func (w *worker) settle(s *slot, deadline time.Time, cause string) {
 		select {
 		case <-w.leaving: // its end has a clock already
 		default:
-			w.tellStuck(cause, err)
+			w.tellStuck(id, cause, err)
 			w.retire(cause)
 		}
 	})
@@ -392,11 +400,16 @@ func (w *worker) retire(cause string) {
 		select {
 		case <-w.drained:
 		case <-t.C:
-			w.tellDrainTimeout()
+			p.mu.Lock()
+			n := w.busySlots()
+			p.mu.Unlock()
+			w.tellDrainTimeout(n)
 		case <-w.proc.done():
 			return
 		}
-		w.proc.stop(w.gen.cfg.StopTimeout)
+		w.proc.stop(w.gen.cfg.StopTimeout, func() {
+			w.log.Warn("worker not stopped within stop_timeout", "stop_timeout", w.gen.cfg.StopTimeout, "next", "kill it, and what it has started")
+		})
 		<-w.proc.done()
 	}()
 }

@@ -568,8 +568,8 @@ def application(environ, start_response):
 	}
 }
 
-// A request longer than request_timeout gets 504 at once, its worker is replaced, and the
-// next request is served by the replacement.
+// A request longer than request_timeout gets 504 at once, or its answer is cut; its worker is replaced, and the
+// next request is served by the replacement. The log has each clock that ran out, and what comes next.
 func TestRequestTimeout(t *testing.T) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), `
@@ -578,7 +578,9 @@ def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         time.sleep(1000)
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"fine"]
+    yield b"fine"
+    if environ["PATH_INFO"] == "/stuck":
+        time.sleep(1000)
 `)
 	d := serve(t, dir, wsgiPool(dir, "workers = 1\nrequest_timeout = \"500ms\"\nstop_timeout = \"200ms\""))
 	answer, err := askPath(d.sock(), "/slow")
@@ -588,7 +590,17 @@ def application(environ, start_response):
 	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "fine") {
 		t.Errorf("the next request got %q, %v", answer, err)
 	}
-	d.waitLog("worker gone")
+	if answer, err := askPath(d.sock(), "/stuck"); err == nil || !strings.HasSuffix(answer, "fine") {
+		t.Errorf("%q, %v, want an answer that was cut", answer, err)
+	}
+	d.waitLogTimes("worker gone", 2)
+	for _, want := range []string{
+		`method=GET uri=/slow cause="no answer in request_timeout=500ms" next="answer 504, replace the worker"`,
+		`method=GET uri=/stuck cause="no further part of the answer in request_timeout=500ms" next="cut the answer, replace the worker"`,
+		`msg="worker not stopped within stop_timeout" pool=app worker=1 pid=`, `stop_timeout=200ms next="kill it, and what it has started"`,
+	} {
+		d.waitLog(want)
+	}
 }
 
 // What the queue does not take, or does not get rid of in time, is told so.
@@ -753,6 +765,11 @@ func askPath(sock, path string) (string, error) {
 	if _, err := c.Write(fcgiRequest(path)); err != nil {
 		return "", err
 	}
+	return readAnswer(c)
+}
+
+// readAnswer is what askPath returns, of a request that was sent.
+func readAnswer(c net.Conn) (string, error) {
 	var out []byte
 	for {
 		var h [8]byte
