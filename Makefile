@@ -36,6 +36,7 @@ install: $(BIN)/fpmd
 	[ -e "$(DESTDIR)/etc/logrotate.d/fpmd" ] || $(PLACED) etc/logrotate.d/fpmd | install -D -m 644 /dev/stdin "$(DESTDIR)/etc/logrotate.d/fpmd"
 	$(PLACED) systemd/fpmd.service | install -D -m 644 /dev/stdin "$(DESTDIR)$(SYSTEM)/systemd/system/fpmd.service"
 	$(PLACED) systemd/fpmd@.service | install -D -m 644 /dev/stdin "$(DESTDIR)$(SYSTEM)/systemd/system/fpmd@.service"
+	install -m 644 systemd/fpmd.socket systemd/fpmd@.socket "$(DESTDIR)$(SYSTEM)/systemd/system/"
 	install -D -m 644 systemd/tmpfiles.conf "$(DESTDIR)$(SYSTEM)/tmpfiles.d/fpmd.conf"
 	install -D -m 644 systemd/hardened.conf "$(DESTDIR)$(PREFIX)/share/fpmd/hardened.conf"
 	$(BIN)/fpmd completion bash | install -D -m 644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/fpmd"

@@ -22,6 +22,10 @@ type listener struct {
 	addr Address
 	dev  uint64 // of the socket's file: only what we made is removed
 	ino  uint64
+
+	unit   bool   // a socket unit's, whose name is not ours to remove
+	stored string // its name in systemd's store; "": it is not there
+	left   bool   // to the fpmd after this one, under its name
 }
 
 // listen binds a as cfg says.
@@ -169,7 +173,7 @@ func noSocket(path string) error {
 
 // unlink removes the name of a Unix socket, if it is still ours.
 func (l *listener) unlink() {
-	if l.addr.Network != "unix" {
+	if l.addr.Network != "unix" || l.unit || l.left {
 		return
 	}
 	var st unix.Stat_t

@@ -19,6 +19,8 @@ type Logs struct {
 	mu    sync.Mutex
 	files map[string]*lineFile
 	main  *lineFile
+	// journal is where main's lines go first, and main where there is no journald; nil: main alone.
+	journal *journal
 }
 
 // flushAfter is how long an access log's line may wait for others to be
@@ -26,12 +28,19 @@ type Logs struct {
 const flushAfter = 100 * time.Millisecond
 
 // OpenLogs opens the log of s and gives its logger; stderr is where it goes
-// when s names no file. On a terminal, the text format is one to be read there.
+// when s names no file. On a terminal, the text format is one to be read there, and
+// where standard error is the journal's, lines become its entries.
 func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 	ls := &Logs{files: make(map[string]*lineFile)}
 	if s.Log == "" {
 		ls.main = &lineFile{name: "standard error", w: stderr, terminal: isTerminal(stderr)}
 		ls.files[""] = ls.main
+		if s.LogFormat != "json" && isJournal(stderr) {
+			var err error
+			if ls.journal, err = openJournal(journalSocket); err != nil {
+				ls.journal = nil // which journald reads what is written to standard error
+			}
+		}
 	} else {
 		f, err := ls.open(s.Log)
 		if err != nil {
@@ -39,7 +48,16 @@ func OpenLogs(s Supervisor, stderr io.Writer) (*slog.Logger, *Logs, error) {
 		}
 		ls.main = f
 	}
-	return slog.New(ls.main.handler(s.LogFormat, ls.main, s.LogLevel)), ls, nil
+	return slog.New(ls.handler(s.LogFormat, ls.main, ls.main, s.LogLevel)), ls, nil
+}
+
+// handler makes lines for f, which get there through w, or to the journal in its place.
+func (ls *Logs) handler(format string, f *lineFile, w io.Writer, level slog.Leveler) slog.Handler {
+	h := f.handler(format, w, level)
+	if f == ls.main && ls.journal != nil {
+		return newJournalHandler(ls.journal, level, h)
+	}
+	return h
 }
 
 // handler makes lines for f, which get there through w.
@@ -97,6 +115,9 @@ func (ls *Logs) Close() error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	var errs []error
+	if ls.journal != nil {
+		errs = append(errs, ls.journal.close())
+	}
 	for _, f := range ls.files {
 		errs = append(errs, f.close())
 	}
@@ -247,7 +268,7 @@ func (ls *Logs) access(cfg *PoolConfig, s Supervisor) (*accessLog, error) {
 			return nil, fmt.Errorf("pool.%s.access_log: %q: %w", cfg.Name, cfg.AccessLog, err)
 		}
 	}
-	return &accessLog{log: slog.New(f.handler(s.LogFormat, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
+	return &accessLog{log: slog.New(ls.handler(s.LogFormat, f, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
 }
 
 func (a *accessLog) write(x *exchange, o outcome) {

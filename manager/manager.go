@@ -35,6 +35,8 @@ type Options struct {
 	// Control, unless nil, serves the control socket until the listener is closed: at the stop, or
 	// when the socket has to be made anew because somebody has removed it.
 	Control func(net.Listener)
+	// Inherited are the descriptors that systemd has handed over, by their names. New takes them.
+	Inherited []*os.File
 }
 
 // A HostRecipe is how a program becomes a host for applications of one kind.
@@ -59,6 +61,7 @@ type Manager struct {
 	since   time.Time
 	pools   []*pool
 	control *listener     // guarded by reload; nil: there is none
+	estate  []*handover   // what New has not given to a pool yet
 	starts  chan struct{} // has room for as many workers as start at once
 	rations rations
 	ids     atomic.Int64 // of workers
@@ -73,6 +76,9 @@ type Manager struct {
 	quit       context.CancelFunc // ends what serving counts besides the servers
 	ready      chan struct{}
 	over       chan struct{} // closed when nothing happens any more
+
+	notifySocket string                          // systemd's; "": there is none
+	restarts     func(context.Context, int) bool // unitRestarts; a test without systemd has another
 }
 
 // New makes the runtime folder, binds every socket, and returns a Manager that
@@ -85,12 +91,20 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		socks: filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
 		path:  cfg.Path,
 		since: time.Now(),
+
+		notifySocket: os.Getenv("NOTIFY_SOCKET"),
+		restarts:     unitRestarts,
 	}
 	defer func() {
 		if err != nil {
+			m.leave() // who is started next may have more luck
+			closeHandovers(m.estate)
 			m.release()
 		}
 	}()
+	if m.estate, err = inherit(o.Inherited); err != nil {
+		return nil, err
+	}
 	if err := m.claim(cfg.Supervisor.RuntimeDir); err != nil {
 		return nil, err
 	}
@@ -108,17 +122,14 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 	for _, pc := range cfg.Pools {
 		p := newPool(m, pc)
 		m.pools = append(m.pools, p)
-		for _, a := range pc.Listen {
-			l, err := listen(a, pc)
-			if err != nil {
-				return nil, err
-			}
-			p.listeners = append(p.listeners, l)
+		if err := m.open(p, pc); err != nil {
+			return nil, err
 		}
 		if p.access, err = o.Logs.access(pc, cfg.Supervisor); err != nil {
 			return nil, err
 		}
 	}
+	m.disclaim()
 	return m, nil
 }
 
@@ -225,6 +236,15 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
+// leave leaves the listeners that systemd keeps to the fpmd after this one.
+func (m *Manager) leave() {
+	for _, p := range m.pools {
+		for _, l := range p.listeners {
+			l.left = l.stored != ""
+		}
+	}
+}
+
 // release gives back what claim and New took.
 func (m *Manager) release() {
 	for _, p := range m.pools {
@@ -280,6 +300,7 @@ func (m *Manager) Start() {
 	for _, p := range m.pools {
 		p.begin()
 		for _, l := range p.listeners {
+			m.store(l)
 			m.serve(p, l)
 		}
 	}
@@ -346,6 +367,9 @@ func (m *Manager) Stop(ctx context.Context) {
 	m.reload.Lock() // a reload under way ends first: its context is the caller's to end
 	defer m.reload.Unlock()
 	m.stopped = true
+	if m.bequeath(ctx) {
+		m.leave()
+	}
 	var wg sync.WaitGroup
 	for _, p := range m.pools {
 		wg.Go(func() { // within drain_timeout

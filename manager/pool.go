@@ -412,7 +412,12 @@ func (p *pool) cut() {
 // what is left is cut. It returns when no process of the pool is left.
 func (p *pool) stop(ctx context.Context) {
 	for _, l := range p.listeners {
+		if l.unit || l.left { // the kernel keeps it open: who has connected is the next fpmd's to accept
+			l.Close()
+			continue
+		}
 		l.unlink() // nobody new finds it; who has connected is still accepted
+		p.mgr.forget(l.stored)
 	}
 	told, enough := context.WithCancel(context.WithoutCancel(ctx))
 	defer enough()

@@ -117,6 +117,12 @@ func (m *Manager) restore() {
 				delete(m.complaints, l.addr.Address)
 				continue
 			}
+			if l.unit {
+				if m.complains(l.addr.Address, errSocketUnits) {
+					p.log.Error("socket was removed", "listen", l.addr.Address, "cause", errSocketUnits, "next", "nobody new connects until its socket unit is restarted")
+				}
+				continue
+			}
 			again, err := listen(l.addr, p.config())
 			if m.complains(l.addr.Address, err) {
 				p.log.Error("socket was removed", "listen", l.addr.Address, "cause", err, "next", "try again until it works; nobody new connects until then")
@@ -124,6 +130,8 @@ func (m *Manager) restore() {
 			if err != nil {
 				continue
 			}
+			m.forget(l.stored)
+			m.store(again)
 			p.listeners[i] = again
 			p.server.Retire(l.Listener) // nobody finds it any more; who waits in its backlog is still taken
 			m.serve(p, again)
@@ -131,6 +139,9 @@ func (m *Manager) restore() {
 		}
 	}
 }
+
+// errSocketUnits is why fpmd does not make a socket again.
+var errSocketUnits = errors.New("systemd has made it, for a socket unit")
 
 // complains reports whether err, about path, is another than the last time. What the system
 // says counts, not the words around it, which may have a name made at random.

@@ -86,6 +86,8 @@ func TestInstall(t *testing.T) {
 				tc.prefix + "/share/fish/vendor_completions.d/fpmd.fish": "644",
 				tc.system + "/systemd/system/fpmd.service":               "644",
 				tc.system + "/systemd/system/fpmd@.service":              "644",
+				tc.system + "/systemd/system/fpmd.socket":                "644",
+				tc.system + "/systemd/system/fpmd@.socket":               "644",
 				tc.system + "/tmpfiles.d/fpmd.conf":                      "644",
 				"/etc/fpmd/fpmd.toml":                                    "644",
 				"/etc/fpmd/conf.d/blog.toml.sample":                      "644",

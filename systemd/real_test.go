@@ -2,10 +2,13 @@ package systemd
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -269,6 +272,50 @@ func TestUnitWatchdog(t *testing.T) {
 	b.worker()
 }
 
+// A line in the journal has the priority of its level, and its pool, worker and request to look for; what a worker prints
+// has its pool and worker. None is lost with a journald that is started anew.
+func TestJournal(t *testing.T) {
+	b := boot(t, strings.Replace(pidPool, "pid:application", "boom:application", 1)+"access_log = \"-\"\n")
+	b.write("/srv/pid/boom.py", "import os, sys\ndef application(environ, start_response):\n"+
+		"    print('said by', os.getpid(), file=sys.stderr, flush=True)\n    raise ValueError('boom')\n")
+	b.run("systemctl", "start", "fpmd")
+	for round := 1; round <= 2; round++ {
+		head := b.try(program, "request", "pid", "/", "-i")
+		id := regexp.MustCompile("Fpmd-Request-Id: ([0-9a-f]+)").FindStringSubmatch(head)
+		if id == nil {
+			t.Fatalf("the answer has no id:\n%s", head)
+		}
+		// entries are those of fpmd that match.
+		entries := func(match ...string) []string {
+			t.Helper()
+			out := b.run(append([]string{"journalctl", "--no-pager", "-u", "fpmd", "-o", "json"}, match...)...)
+			return slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return !strings.HasPrefix(line, "{") })
+		}
+		var failed []string
+		b.until("the failed request is in the journal, and in its access log", func() bool {
+			failed = entries("POOL=pid", "WORKER=1", "OUTCOME=app_error", "REQUEST_ID="+id[1])
+			return len(failed) == 2
+		})
+		priorities := map[string]string{}
+		for _, line := range failed {
+			var entry struct{ MESSAGE, PRIORITY string }
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				t.Fatal(err)
+			}
+			message, _, _ := strings.Cut(entry.MESSAGE, " pool=")
+			priorities[message] = entry.PRIORITY
+		}
+		if want := map[string]string{`level=WARN msg="request failed"`: "4", "level=INFO msg=request": "6"}; !maps.Equal(priorities, want) {
+			t.Errorf("the request has entries with the priorities %v, want %v", priorities, want)
+		}
+		printed := entries("POOL=pid", "WORKER=1", "STREAM=stderr", "PRIORITY=6")
+		if said := strings.Count(strings.Join(printed, "\n"), "said by "); said != round {
+			t.Errorf("the worker has printed %d times, and the journal has it %d times: %q", round, said, printed)
+		}
+		b.run("systemctl", "restart", "systemd-journald")
+	}
+}
+
 // A configuration that is wrong stays wrong: fpmd says so and is not started
 // again.
 func TestUnitStaysDownWithAWrongConfiguration(t *testing.T) {
@@ -280,8 +327,8 @@ func TestUnitStaysDownWithAWrongConfiguration(t *testing.T) {
 	b.want("Result", "exit-code")
 	b.want("ExecMainStatus", "78")
 	b.want("NRestarts", "0")
-	if log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat"); !strings.Contains(log, "colour") {
-		t.Errorf("the journal does not name the wrong key:\n%s", log)
+	if log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat", "-p", "err"); !strings.Contains(log, "colour") {
+		t.Errorf("the journal has no error that names the wrong key:\n%s", log)
 	}
 }
 
@@ -516,6 +563,11 @@ def hello(name):
 	second := b.run(program, "request", "flask", "/x")
 	if second == first {
 		t.Errorf("after a reload the old worker answers: %s", second)
+	}
+	socket := b.run("stat", "-c", "%i", "/run/fpmd/flask.sock")
+	b.run("systemctl", "restart", "fpmd")
+	if got := b.run("stat", "-c", "%i", "/run/fpmd/flask.sock"); got != socket {
+		t.Error("a restart has made the socket anew")
 	}
 	for what, want := range map[string]string{
 		"home":         "Permission denied",

@@ -69,6 +69,34 @@ func TestUnitVerifies(t *testing.T) {
 	}
 }
 
+// systemd has nothing against the socket units either, beside the services that they start; the one of an instance is
+// that of fpmd.service, but for names.
+func TestSocketUnitsVerify(t *testing.T) {
+	for socket, instance := range map[string]string{"fpmd.socket": "fpmd", "fpmd@.socket": "fpmd@blog"} {
+		dir := t.TempDir()
+		service := strings.ReplaceAll(read(t, strings.Replace(socket, ".socket", ".service", 1)), program, "/bin/true")
+		for name, text := range map[string]string{instance + ".service": service, instance + ".socket": read(t, socket)} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := exec.Command("systemd-analyze", "verify", "--recursive-errors=no", filepath.Join(dir, instance+".socket")).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("systemd-analyze verify %s: %v\n%s", socket, err, out)
+		}
+	}
+	want, got := directives(t, "fpmd.socket"), directives(t, "fpmd@.socket")
+	for name, value := range want {
+		if name == "Unit.Documentation" {
+			value[0] = "file:/etc/fpmd/blog.toml"
+		}
+		value[0] = strings.ReplaceAll(value[0], "blog", "%i")
+	}
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("fpmd@.socket has\n%q, want\n%q", got, want)
+	}
+}
+
 // hardened is fpmd.service with the directives of hardened.conf.
 func hardened(t *testing.T) string {
 	t.Helper()

@@ -263,7 +263,7 @@ func testsOf(t *testing.T) map[string]bool {
 	t.Helper()
 	test := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
 	tests := map[string]bool{}
-	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd", "test"} {
+	for _, dir := range []string{"fcgi", "protocol", "worker", "manager", "cmd/fpmd", "systemd", "test"} {
 		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("tests of %s: %v", dir, err)

@@ -20,6 +20,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/journal"
 
 	"fpmd/manager"
 )
@@ -40,9 +43,19 @@ func main() {
 	}
 	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
 	if err != nil && err.Error() != "" {
-		fmt.Fprintf(os.Stderr, "fpmd: %v\n", err)
+		fmt.Fprintln(os.Stderr, complaint(err))
 	}
 	os.Exit(exitCode(err))
+}
+
+// complaint is what is said of err. To the journal, where a unit's ExecStart= or ExecReload= says it, each
+// line is an error: sd-daemon(3).
+func complaint(err error) string {
+	text := fmt.Sprintf("fpmd: %v", err)
+	if is, _ := journal.StderrIsJournalStream(); is {
+		text = "<3>" + strings.ReplaceAll(text, "\n", "\n<3>")
+	}
+	return text
 }
 
 // An exitError is an error with an exit code of its own. Its text may be

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
@@ -76,6 +77,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 			return usageError("--http %q: want ADDR such as 127.0.0.1:8080", line.http)
 		}
 	}
+	inherited := activation.Files(true) // before others could get the descriptors, or the variables
 	cfg, err := loadConfig(line.config, manager.LoadOptions{})
 	if err != nil {
 		return err
@@ -113,6 +115,8 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command},
 		Batch:   batch,
 		Control: s.serveControl, CheckEvery: selfCheckEvery,
+
+		Inherited: inherited,
 	})
 	if err != nil {
 		return err

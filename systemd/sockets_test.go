@@ -1,0 +1,158 @@
+package systemd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	"fpmd/fcgi"
+)
+
+// dial connects from outside to a Unix socket in the container.
+func (b *box) dial(socket string) (net.Conn, error) {
+	return net.DialTimeout("unix", "/proc/"+strings.TrimSpace(read(b.t, b.path+"/init"))+"/root"+socket, patience)
+}
+
+// ask asks over a connection, as a web server does that keeps none, and wants an answer.
+func ask(nc net.Conn) error {
+	c := fcgi.Client{MaxIdle: -1, Dial: func(context.Context, string, string) (net.Conn, error) { return nc, nil }}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	a, err := c.Do(ctx, &fcgi.ClientRequest{Params: []fcgi.Param{{Name: "REQUEST_METHOD", Value: "GET"}, {Name: "REQUEST_URI", Value: "/"}, {Name: "SCRIPT_NAME", Value: "/"}}})
+	if err != nil {
+		return err
+	}
+	defer a.Stdout.Close()
+	answer, err := io.ReadAll(a.Stdout)
+	if err == nil && !strings.HasPrefix(string(answer), "Status: 200") {
+		err = fmt.Errorf("the answer is %q", answer)
+	}
+	return err
+}
+
+// held makes starts of fpmd wait, once they are under way, until the file /go is there.
+const held = "[Service]\nExecStartPre=/bin/sh -c 'until [ -e /go ]; do sleep 0.05; done'\n"
+
+// While fpmd is down, because it was killed or is restarted, whoever connects waits in the socket, and is answered by the
+// next one: in those that fpmd has made, Unix and TCP, and in that of fpmd.socket. At a stop fpmd's own go, and
+// who connects to fpmd.socket starts it again.
+func TestNoConnectionIsLost(t *testing.T) {
+	const own, unit = "/run/fpmd/pid.sock", "/run/fpmd-sockets/blog.sock"
+	b := boot(t, strings.Replace(pidPool+"max_connections = 1024\n", `"/run/fpmd/pid.sock"`, `["127.0.0.1:9001", "`+own+`"]`, 1)+
+		strings.NewReplacer("pool.pid", "pool.blog", own, unit).Replace(pidPool)+
+		strings.NewReplacer("pool.pid", "pool.named", own, "/run/fpmd/named.sock").Replace(pidPool))
+	b.write("/etc/systemd/system/fpmd.service.d/held.conf", held)
+	// By its name a socket is the pool's, even if that knows nothing of its address.
+	b.write("/etc/systemd/system/fpmd-named.socket", "[Socket]\nListenStream=/run/fpmd-sockets/other.sock\nFileDescriptorName=named\nService=fpmd.service\n")
+	b.write("/go", "")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", "fpmd.socket", "fpmd-named.socket")
+	if got := b.run("stat", "-c", "%G %a", unit); got != "www-data 660" {
+		t.Errorf("the socket of fpmd.socket is %q, want %q", got, "www-data 660")
+	}
+	b.want("ActiveState", "inactive")
+	sockets := []string{own, unit, "/run/fpmd-sockets/other.sock"}
+	first, err := b.dial(unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(first); err != nil {
+		t.Fatalf("who connects first: %v", err)
+	}
+	b.until("fpmd is ready", func() bool { return b.property("ActiveState") == "active" })
+	b.want("NFileDescriptorStore", "3") // two of pid, one of named
+
+	for _, down := range []struct {
+		what string
+		args []string
+	}{
+		{"a kill", []string{"kill", "--kill-whom=main", "-s", "KILL", "fpmd"}},
+		{"another kill", []string{"kill", "--kill-whom=main", "-s", "KILL", "fpmd"}}, // of one that had its sockets handed over
+		{"a restart", []string{"restart", "--no-block", "fpmd"}},
+	} {
+		main := b.property("MainPID")
+		b.run("rm", "/go")
+		b.run(append([]string{"systemctl"}, down.args...)...)
+		b.until("the next start waits", func() bool { return b.property("SubState") == "start-pre" })
+		var asked sync.WaitGroup
+		for _, socket := range sockets {
+			for range 20 {
+				nc, err := b.dial(socket)
+				if err != nil {
+					t.Fatalf("after %s, %s: %v", down.what, socket, err)
+				}
+				asked.Go(func() {
+					if err := ask(nc); err != nil {
+						t.Errorf("asked %s after %s: %v", socket, down.what, err)
+					}
+				})
+			}
+		}
+		// And over TCP, which is the container's own: by the first address of its pool.
+		tcp := b.command(program, "request", "pid", "/")
+		var answer strings.Builder
+		tcp.Stdout, tcp.Stderr = &answer, &answer
+		if err := tcp.Start(); err != nil {
+			t.Fatal(err)
+		}
+		b.until("somebody has connected by TCP", func() bool {
+			return b.command("grep", "-q", " 0100007F:2329 .* 01 ", "/proc/net/tcp").Run() == nil // 127.0.0.1:9001, ESTABLISHED
+		})
+		b.write("/go", "")
+		asked.Wait()
+		if err := tcp.Wait(); err != nil {
+			t.Errorf("asked by TCP after %s: %v\n%s", down.what, err, answer.String())
+		}
+		b.until("fpmd is ready", func() bool { return b.property("ActiveState") == "active" })
+		if b.property("MainPID") == main {
+			t.Errorf("after %s there is the same fpmd", down.what)
+		}
+		b.want("NFileDescriptorStore", "3")
+	}
+
+	// Under load, with as many restarts as fit.
+	end := make(chan struct{})
+	var load sync.WaitGroup
+	for _, socket := range sockets {
+		load.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				nc, err := b.dial(socket)
+				if err == nil {
+					err = ask(nc)
+				}
+				if err != nil {
+					t.Errorf("request %d of %s: %v", n, socket, err)
+					return
+				}
+			}
+		})
+	}
+	for range 3 {
+		b.run("systemctl", "restart", "fpmd")
+	}
+	close(end)
+	load.Wait()
+
+	b.run("systemctl", "stop", "fpmd")
+	b.want("Result", "success")
+	if b.command("test", "-e", own).Run() == nil {
+		t.Error("after the stop the socket is left")
+	}
+	nc, err := b.dial(unit)
+	if err != nil {
+		t.Fatalf("after the stop, fpmd.socket: %v", err)
+	}
+	if err := ask(nc); err != nil {
+		t.Errorf("after the stop, fpmd.socket: %v", err)
+	}
+	b.until("fpmd is started by who connects", func() bool { return b.property("ActiveState") == "active" })
+}
