@@ -71,7 +71,7 @@ bench:
 
 # What depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave; and storms at full length.
 soak: test-deps
-	FPMD_STORM=60s FPMD_MUTATIONS=200000 FPMD_LIVES=10000 $(GO) test -race -count=1 -v -timeout 60m -run 'Storm|Mutations|Lives' ./cmd/fpmd
+	FPMD_STORM=60s FPMD_FIGURES=1 FPMD_MUTATIONS=200000 FPMD_LIVES=10000 $(GO) test -race -count=1 -v -timeout 60m -run 'Storm|Mutations|Lives' ./cmd/fpmd
 	$(GO) test -race -count=$(SOAK) -timeout 90m -run 'Load|Kill|Reload|Signals|Leav|Shutdown|Slot|Stream|Sent|Abort|Withdraw' \
 	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd
 

@@ -59,6 +59,7 @@ type PoolConfig struct {
 	Python     string   // as Command[0]
 	PythonPath []string // absolute, none with a colon
 
+	Chroot   string            // absolute; what is / for workers, so that all of the above is below it; "": fpmd's own
 	Cred     *Credential       // whom workers become; nil: fpmd is not root, and they stay who it is
 	Umask    int               // of the workers
 	Env      map[string]string // what the application gets on top; not nil
@@ -67,6 +68,7 @@ type PoolConfig struct {
 	ClearEnv bool              // keep the supervisor's own variables from the application
 
 	Limits     Limits
+	Group      GroupLimits
 	NoNewPrivs bool // setuid programs and file capabilities give workers nothing
 
 	PM                PM            // how the number of workers is found

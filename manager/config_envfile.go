@@ -19,7 +19,7 @@ func (d *draft) checkEnvFile() {
 		return
 	}
 	if !filepath.IsAbs(d.EnvFile) {
-		d.EnvFile = filepath.Join(d.Directory, d.EnvFile)
+		d.EnvFile = filepath.Join(d.Chroot, d.Directory, d.EnvFile)
 	}
 	d.EnvFile = filepath.Clean(d.EnvFile)
 	text, err := d.l.readEnvFile(d.EnvFile, d.Cred)

@@ -345,8 +345,8 @@ func (l *loader) readPools(doc *document) {
 		d := &draft{l: l, doc: doc, key: key, given: map[string]value{}}
 		_, d.PoolConfig = Defaults()
 		d.Name = name
-		for k, raw := range table {
-			v := l.value(doc, toml.Key{"pool", name, k}, raw)
+		for _, k := range slices.Sorted(maps.Keys(table)) { // chroot before directory, which is in it
+			v := l.value(doc, toml.Key{"pool", name, k}, table[k])
 			set := find(poolSettings, k)
 			switch {
 			case set != nil:
@@ -389,7 +389,7 @@ func names[T any](settings []setting[T]) []string {
 
 // later are the words that the design has fixed for what this version can't do.
 var later = []string{
-	"shutdown_delay", "asgi", "cgi", "chroot", "preload", "reload_on_change", "concurrency", "greenlets", "tasks",
+	"shutdown_delay", "asgi", "cgi", "preload", "reload_on_change", "concurrency", "greenlets", "tasks",
 	"access_format", "ping_path", "status_path", "extensions", "trusted_proxies", "wsgi_post_fork",
 }
 

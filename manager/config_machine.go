@@ -23,12 +23,16 @@ type machine struct {
 	asking     bool   // LoadOptions.Asking
 	held       heldTo // to which limits
 
+	controllers []string // of control groups v2
+
 	lookupEnv   func(name string) (string, bool)
 	readFile    func(path string) ([]byte, error)
 	readEnvFile func(path string, as *Credential) ([]byte, error)
 	readDir     func(path string) ([]fs.DirEntry, error)
 	glob        func(pattern string) ([]string, error)
 	stat        func(path string) (fs.FileInfo, error)
+	statIn      func(root, path string) (fs.FileInfo, error)
+	jail        func(path string) error // what is wrong with a folder to chroot to
 
 	ownGroups func() ([]int, error)
 	user      func(name string) (*user.User, error)
@@ -40,9 +44,9 @@ type machine struct {
 
 func thisMachine() machine {
 	return machine{
-		euid: os.Geteuid(), egid: os.Getegid(), processors: runtime.NumCPU(), tempDir: os.TempDir(), held: ourLimits(),
+		euid: os.Geteuid(), egid: os.Getegid(), processors: runtime.NumCPU(), tempDir: os.TempDir(), held: ourLimits(), controllers: groupControllers(),
 		lookupEnv: os.LookupEnv,
-		readFile:  readConfigFile, readEnvFile: readEnvFile, readDir: os.ReadDir, glob: filepath.Glob, stat: os.Stat,
+		readFile:  readConfigFile, readEnvFile: readEnvFile, readDir: os.ReadDir, glob: filepath.Glob, stat: os.Stat, statIn: statIn, jail: rootsAlone,
 		ownGroups: os.Getgroups,
 		user:      user.Lookup, userID: user.LookupId, group: user.LookupGroup, groupID: user.LookupGroupId,
 		groupsOf: (*user.User).GroupIds,
@@ -159,29 +163,30 @@ func (m *machine) searchPath() string {
 	return defaultPath
 }
 
-// program looks for name in the folders of path, and says what stands in its way.
-func (m *machine) program(name, path string) error {
-	if m.asking {
+// program looks for name in the folders of the workers' PATH, and says what stands in its way.
+func (d *draft) program(name string) error {
+	if d.l.asking {
 		return nil
 	}
 	if strings.Contains(name, "/") {
-		return m.executable(name)
+		return d.executable(name)
 	}
+	path := d.searchPath()
 	for _, dir := range filepath.SplitList(path) {
-		if filepath.IsAbs(dir) && m.executable(filepath.Join(dir, name)) == nil {
+		if filepath.IsAbs(dir) && d.executable(filepath.Join(dir, name)) == nil {
 			return nil
 		}
 	}
-	return fmt.Errorf("not found on PATH=%s: want a program that is there, or its path", path)
+	return fmt.Errorf("not found on PATH=%s%s: want a program that is there, or its path", path, d.within())
 }
 
-func (m *machine) executable(path string) error {
-	fi, err := m.stat(path)
+func (d *draft) executable(path string) error {
+	fi, err := d.stat(path)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: want a program", err)
+		return fmt.Errorf("%w%s: want a program", err, d.within())
 	case !fi.Mode().IsRegular() || fi.Mode()&0o111 == 0:
-		return fmt.Errorf("%s is no file that can be executed: want a program", path)
+		return fmt.Errorf("%s is no file that can be executed%s: want a program", path, d.within())
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ const (
 	maxCore           = 1 << 60
 	maxMaxRequests    = 1<<30 - 1 // with a jitter as large, an int32
 	minMaxMemory      = 1 << 20   // less than any program has
+	minGroupMemory    = 8 << 20   // less than exec-worker and a program have
 	maxMaxMemory      = 1 << 50
 	minMaxAge         = time.Second
 	minStatus         = 200 // of an answer, as the exchange protocol has it
@@ -146,20 +147,22 @@ var poolSettings = []setting[draft]{
 			d.Command = nil
 		}
 	}},
+	{"chroot", func(v value, d *draft) { d.setChroot(v) }},
 	{"directory", func(v value, d *draft) {
 		var dir string
 		v.path(&dir)
+		jailed := d.noDirectory // there is no saying what is in it
 		d.noDirectory = true
-		if dir == "" {
+		if dir == "" || jailed {
 			return
 		}
 		if v.l.asking {
 			d.Directory, d.noDirectory = dir, false
 			return
 		}
-		switch fi, err := v.l.stat(dir); {
+		switch fi, err := d.stat(dir); {
 		case err != nil:
-			v.refuse("%v: want a folder that is there", err)
+			v.refuse("%v%s: want a folder that is there", err, d.within())
 		case !fi.IsDir():
 			v.refuse("not a folder: want one")
 		default:
@@ -207,6 +210,12 @@ var poolSettings = []setting[draft]{
 			d.Limits.Core = Optional{Set: true, Value: n}
 		}
 	}},
+	{"cgroup_memory_max", func(v value, d *draft) { d.setMemory(v, &d.Group.Memory, minGroupMemory) }},
+	{"cgroup_pids_max", func(v value, d *draft) {
+		if v.integer(&d.Group.Pids, 0, maxNproc); d.Group.Pids > 0 && d.Group.Pids < minNproc {
+			v.refuse("fpmd itself needs more to start a worker: want %d to %d, or 0 for no limit", minNproc, maxNproc)
+		}
+	}},
 	{"no_new_privs", func(v value, d *draft) { v.boolean(&d.NoNewPrivs) }},
 	{"pm", func(v value, d *draft) {
 		pm := string(d.PM)
@@ -236,8 +245,8 @@ var poolSettings = []setting[draft]{
 		}
 	}},
 	{"max_age_jitter", func(v value, d *draft) { v.duration(&d.MaxAgeJitter, true) }},
-	{"max_memory", func(v value, d *draft) { d.setMemory(v, &d.MaxMemory) }},
-	{"max_memory_hard", func(v value, d *draft) { d.setMemory(v, &d.MaxMemoryHard) }},
+	{"max_memory", func(v value, d *draft) { d.setMemory(v, &d.MaxMemory, minMaxMemory) }},
+	{"max_memory_hard", func(v value, d *draft) { d.setMemory(v, &d.MaxMemoryHard, minMaxMemory) }},
 	{"threads", func(v value, d *draft) { v.integer(&d.Threads, 0, protocol.MaxSlots) }},
 	{"script_name", func(v value, d *draft) {
 		var s string
@@ -278,8 +287,8 @@ var poolSettings = []setting[draft]{
 
 // setMemory reads how much memory a worker may have. Others count it in MiB, and whoever has
 // that in mind means a number that no worker is below.
-func (d *draft) setMemory(v value, to *int64) {
-	if v.size(to, 0, maxMaxMemory); *to == 0 || *to >= minMaxMemory {
+func (d *draft) setMemory(v value, to *int64, least int64) {
+	if v.size(to, 0, maxMaxMemory); *to == 0 || *to >= least {
 		return
 	}
 	*to = 0
@@ -291,7 +300,7 @@ func (d *draft) setMemory(v value, to *int64) {
 		v.refuse("bytes, and every worker has more: did you mean \"%d%s\"?", n, unit)
 		return
 	}
-	v.refuse("every worker has more: want at least %s, or 0 for no limit", formatSize(minMaxMemory))
+	v.refuse("every worker has more: want at least %s, or 0 for no limit", formatSize(least))
 }
 
 // place is where the pool is defined.
@@ -447,6 +456,7 @@ func (l *loader) check(main *document) {
 		d.checkEnvFile() // before what is looked up on its PATH
 		d.checkProgram()
 		d.checkLimits()
+		d.checkGroups()
 	}
 	for i, d := range l.pools {
 		for j, a := range d.Listen {
@@ -517,6 +527,9 @@ func (d *draft) checkListen() {
 
 // checkProgram sees to what runs, and where.
 func (d *draft) checkProgram() {
+	if d.given["chroot"].refused() { // what follows from it is not said as well
+		return
+	}
 	switch wsgi, command := d.has("wsgi"), d.has("command"); {
 	case wsgi && command:
 		d.given["command"].refuse("there is wsgi as well (line %d): want one of the two", d.doc.line(d.given["wsgi"].key))
@@ -546,7 +559,7 @@ func (d *draft) checkProgram() {
 		}
 		if v, ok := d.given["python"]; ok && d.Python != "" {
 			d.findProgram(v, &d.Python)
-		} else if err := d.l.program(d.Python, d.searchPath()); !ok && err != nil {
+		} else if err := d.program(d.Python); !ok && err != nil {
 			d.refuse("no python, and the default %s is %v", d.Python, err)
 		}
 		for i, dir := range d.PythonPath {
@@ -641,7 +654,7 @@ func (d *draft) module() string {
 
 // isFile reports whether there is a file of that name in directory.
 func (d *draft) isFile(name string) bool {
-	fi, err := d.l.stat(filepath.Join(d.Directory, name))
+	fi, err := d.stat(filepath.Join(d.Directory, name))
 	return err == nil && fi.Mode().IsRegular()
 }
 
@@ -657,7 +670,7 @@ func (d *draft) findProgram(v value, name *string) {
 		}
 		*name = filepath.Clean(*name)
 	}
-	if err := d.l.program(*name, d.searchPath()); err != nil {
+	if err := d.program(*name); err != nil {
 		v.refuse("%v", err)
 	}
 }

@@ -138,6 +138,7 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return p.Command
 	},
+	"chroot":    func(_ *machine, p *PoolConfig) any { return p.Chroot },
 	"directory": func(_ *machine, p *PoolConfig) any { return p.Directory },
 	"python": func(_ *machine, p *PoolConfig) any {
 		if p.WSGI == "" {
@@ -187,8 +188,10 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return inherited(p.Limits.Core)
 	},
-	"no_new_privs": func(_ *machine, p *PoolConfig) any { return p.NoNewPrivs },
-	"pm":           func(_ *machine, p *PoolConfig) any { return string(p.PM) },
+	"cgroup_memory_max": func(_ *machine, p *PoolConfig) any { return sizeOf(p.Group.Memory) },
+	"cgroup_pids_max":   func(_ *machine, p *PoolConfig) any { return p.Group.Pids },
+	"no_new_privs":      func(_ *machine, p *PoolConfig) any { return p.NoNewPrivs },
+	"pm":                func(_ *machine, p *PoolConfig) any { return string(p.PM) },
 	"start_workers": func(_ *machine, p *PoolConfig) any {
 		if p.PM != Dynamic {
 			return notDynamic

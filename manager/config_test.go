@@ -47,10 +47,11 @@ func testMachine(uid int) machine {
 		"/usr/bin/python3":           0o755,
 	}
 	envFiles := map[string]string{
-		"/srv/blog/.env":     "TOKEN=hunter2\n",
-		"/etc/fpmd/path":     "PATH=/srv/api\n",
-		"/etc/fpmd/broken":   "# a comment\n\nTOKEN hunter2\nexport TOKEN=hunter2\n1A=hunter2\nFPMD_POOL=hunter2\nA=\"hunter2\n\nB='x' hunter2\nOK=1\nC=\x00\n",
-		"/etc/fpmd/unclosed": "A='a\nb'\nB='hunter2\nC=1\n",
+		"/srv/blog/.env":          "TOKEN=hunter2\n",
+		"/srv/jail/srv/blog/.env": "TOKEN=hunter2\n",
+		"/etc/fpmd/path":          "PATH=/srv/api\n",
+		"/etc/fpmd/broken":        "# a comment\n\nTOKEN hunter2\nexport TOKEN=hunter2\n1A=hunter2\nFPMD_POOL=hunter2\nA=\"hunter2\n\nB='x' hunter2\nOK=1\nC=\x00\n",
+		"/etc/fpmd/unclosed":      "A='a\nb'\nB='hunter2\nC=1\n",
 	}
 	env := map[string]string{
 		"PATH": "/usr/local/bin:/usr/bin", "XDG_RUNTIME_DIR": "/run/user/1001",
@@ -65,13 +66,21 @@ func testMachine(uid int) machine {
 		}
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
 	}
+	m.statIn = func(root, path string) (fs.FileInfo, error) { return m.stat(path) } // all is in there, too
+	m.jail = func(path string) error {
+		if path == "/srv/jail" {
+			return nil
+		}
+		return errors.New("want /srv/jail")
+	}
 	m.readEnvFile = func(path string, as *Credential) ([]byte, error) {
 		if text, ok := envFiles[path]; ok {
 			return []byte(text), nil
 		}
 		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
-	m.held = heldTo{leastNice: 20, nofile: 4096, nproc: 1000, core: 1 << 20, nrOpen: 1 << 20, capNice: uid == 0, capResource: uid == 0}
+	m.held = heldTo{leastNice: 20, nofile: 4096, nproc: 1000, core: 1 << 20, nrOpen: 1 << 20, capNice: uid == 0, capResource: uid == 0, capChroot: uid == 0}
+	m.controllers = []string{"memory", "pids"}
 	m.ownGroups = func() ([]int, error) { return []int{uid, 44}, nil }
 	m.user = func(name string) (*user.User, error) {
 		if u := users[name]; u != nil {
@@ -238,6 +247,7 @@ listen_group = "44"
 listen_backlog = 4096
 allowed_clients = ["127.0.0.1", "10.0.0.0/8", "::1", "::ffff:192.0.2.0/120"]
 wsgi = "blog.wsgi:make.app()"
+chroot = "/srv/jail"
 directory = "/srv/blog/"
 python = ".venv/bin/python"
 python_path = ["lib", "/srv/lib"]
@@ -252,6 +262,8 @@ oom_score_adj = 500
 rlimit_nofile = 1024
 rlimit_nproc = "unlimited"
 rlimit_core = "64MiB"
+cgroup_memory_max = "768MiB"
+cgroup_pids_max = 64
 no_new_privs = false
 pm = "dynamic"
 start_workers = 4
@@ -314,14 +326,16 @@ func TestEverySetting(t *testing.T) {
 		},
 		WSGI: "blog.wsgi:make.app()", Directory: "/srv/blog",
 		Python: "/srv/blog/.venv/bin/python", PythonPath: []string{"/srv/blog/lib", "/srv/lib"},
-		Cred:  &Credential{UID: 1000, GID: 44, Groups: []uint32{33, 44, 1000}, Name: "blog", Home: "/srv/blog"},
-		Umask: 0o027, Env: map[string]string{"A": "1", "b.c": ""},
-		EnvFile: "/srv/blog/.env", FileEnv: map[string]string{"TOKEN": "hunter2"},
+		Chroot: "/srv/jail",
+		Cred:   &Credential{UID: 1000, GID: 44, Groups: []uint32{33, 44, 1000}, Name: "blog", Home: "/srv/blog"},
+		Umask:  0o027, Env: map[string]string{"A": "1", "b.c": ""},
+		EnvFile: "/srv/jail/srv/blog/.env", FileEnv: map[string]string{"TOKEN": "hunter2"},
 		Limits: Limits{
 			Nice: Optional{true, -5}, OOMScoreAdj: Optional{true, 500},
 			Nofile: Optional{true, 1024}, Nproc: Optional{true, unlimited}, Core: Optional{true, 64 << 20},
 		},
-		PM: Dynamic, Workers: 6, StartWorkers: 4, MinSpareWorkers: 2, MaxSpareWorkers: 5, IdleTimeout: time.Minute,
+		Group: GroupLimits{Memory: 768 << 20, Pids: 64},
+		PM:    Dynamic, Workers: 6, StartWorkers: 4, MinSpareWorkers: 2, MaxSpareWorkers: 5, IdleTimeout: time.Minute,
 		MaxRequests: 1000, MaxRequestsJitter: 100, MaxAge: time.Hour, MaxAgeJitter: 5 * time.Minute, MaxMemory: 512 << 20, MaxMemoryHard: 1 << 30,
 		Threads: 1, ScriptName: "/blog", Debug: true, AllowRoot: true,
 		Probe: "https://www.example.com/blog/healthz?deep=1", ProbeStatus: 204, MaxBootFailures: 2, KeepGeneration: 5 * time.Minute,

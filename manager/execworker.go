@@ -69,6 +69,11 @@ func (r *recipe) exec() error {
 	if err := r.Limits.set(); err != nil {
 		return err
 	}
+	if r.Chroot != "" { // after what is read in /proc, which may not be there
+		if err := enter(r.Chroot); err != nil {
+			return err
+		}
+	}
 	unix.Umask(r.Umask)
 	who := userName(r.Cred)
 	if r.Cred != nil {

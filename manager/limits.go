@@ -85,6 +85,7 @@ type heldTo struct {
 	nrOpen              int64  // fs.nr_open; 0: not known
 	capNice             bool   // CAP_SYS_NICE is, and stays exec-worker's
 	capResource         bool   // CAP_SYS_RESOURCE
+	capChroot           bool   // CAP_SYS_CHROOT
 }
 
 // ourLimits is what holds for this process. What it can't find out is as if it held
@@ -113,6 +114,7 @@ func ourLimits() heldTo {
 	}
 	h.nrOpen = readNumber("/proc/sys/fs/nr_open")
 	h.capNice, h.capResource = capable(unix.CAP_SYS_NICE), capable(unix.CAP_SYS_RESOURCE)
+	h.capChroot = capable(unix.CAP_SYS_CHROOT)
 	return h
 }
 

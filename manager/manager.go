@@ -46,26 +46,30 @@ type HostRecipe struct {
 	Archive []byte
 	// Command is the argument vector that hosts spec, the archive being at fd.
 	Command func(interpreter, spec string, fd int) []string
+	// Pathless is Command where there is no path to a descriptor: in a chroot.
+	Pathless func(interpreter, spec string, fd int) []string
 }
 
 // A Manager runs the pools of one configuration: their sockets, their queues,
 // their workers.
 type Manager struct {
-	log     *slog.Logger
-	opts    Options
-	cfg     *Config // that it began with; a pool's own may be a later one
-	lock    *os.File
-	socks   string   // folder of the workers' sockets, and of files without a name
-	host    *os.File // WSGI's archive
-	path    string   // of the configuration
-	since   time.Time
-	pools   []*pool
-	control *listener     // guarded by reload; nil: there is none
-	estate  []*handover   // what New has not given to a pool yet
-	starts  chan struct{} // has room for as many workers as start at once
-	rations rations
-	ids     atomic.Int64 // of workers
-	events  record       // what has happened
+	log      *slog.Logger
+	opts     Options
+	cfg      *Config // that it began with; a pool's own may be a later one
+	lock     *os.File
+	socks    string     // folder of the workers' sockets, and of files without a name
+	host     *os.File   // WSGI's archive
+	groups   *groupTree // of the workers' control groups; nil: there is none, and
+	noGroups error      // says why
+	path     string     // of the configuration
+	since    time.Time
+	pools    []*pool
+	control  *listener     // guarded by reload; nil: there is none
+	estate   []*handover   // what New has not given to a pool yet
+	starts   chan struct{} // has room for as many workers as start at once
+	rations  rations
+	ids      atomic.Int64 // of workers
+	events   record       // what has happened
 
 	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
@@ -106,6 +110,15 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		return nil, err
 	}
 	if err := m.claim(cfg.Supervisor.RuntimeDir); err != nil {
+		return nil, err
+	}
+	m.groups, m.noGroups = claimGroups(m.log)
+	if m.groups != nil {
+		m.log.Info("workers have control groups of their own", "below", m.groups.root)
+	} else {
+		m.log.Debug("workers have no control groups of their own", "cause", m.noGroups)
+	}
+	if err := m.holdToGroups(cfg); err != nil {
 		return nil, err
 	}
 	if o.Control != nil {
@@ -387,6 +400,7 @@ func (m *Manager) Stop(ctx context.Context) {
 	close(m.over)
 	m.release() // which closes the control socket: until now, it tells how far the stop is
 	m.asked.Wait()
+	m.groups.wait()
 }
 
 func (m *Manager) nextWorker() int { return int(m.ids.Add(1)) }
@@ -396,6 +410,9 @@ func (m *Manager) nextWorker() int { return int(m.ids.Add(1)) }
 // with, and not one that the link has been turned to meanwhile. What can't be followed stays as it is:
 // the worker will tell.
 func (cfg *PoolConfig) settled() *PoolConfig {
+	if cfg.Chroot != "" { // where links lead elsewhere: each worker follows them
+		return cfg
+	}
 	dir, err := filepath.EvalSymlinks(cfg.Directory)
 	if err != nil || dir == cfg.Directory {
 		return cfg
@@ -420,11 +437,12 @@ func (cfg *PoolConfig) settled() *PoolConfig {
 func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
 	l := launch{
 		pool: cfg.Name, id: id,
-		argv: cfg.Command,
-		dir:  cfg.Directory,
+		argv:   cfg.Command,
+		chroot: cfg.Chroot, dir: cfg.Directory,
 		env:  cfg.Environ(os.Environ()),
 		cred: cfg.Cred, umask: cfg.Umask, limits: cfg.Limits, newPrivs: !cfg.NoNewPrivs,
 		threads: cfg.Threads, debug: cfg.Debug,
+		groups: p.mgr.groups, group: cfg.Group,
 		socketDir:    p.mgr.socks,
 		startTimeout: cfg.StartTimeout, stopTimeout: cfg.StopTimeout,
 		batch:  p.mgr.opts.Batch,
@@ -435,7 +453,11 @@ func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
 			return l, fmt.Errorf("pool %s: this fpmd was built without the WSGI host", cfg.Name)
 		}
 		l.host = p.mgr.host
-		l.argv = p.mgr.opts.WSGI.Command(cfg.Python, cfg.WSGI, hostFD)
+		command := p.mgr.opts.WSGI.Command
+		if cfg.Chroot != "" {
+			command = p.mgr.opts.WSGI.Pathless
+		}
+		l.argv = command(cfg.Python, cfg.WSGI, hostFD)
 		l.threads = 1
 		l.env = append(l.env, "FPMD_DIRECTORY="+cfg.Directory, "FPMD_PYTHON_PATH="+strings.Join(cfg.PythonPath, ":"))
 	}

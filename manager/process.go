@@ -30,6 +30,7 @@ type launch struct {
 	pool         string
 	id           int           // of the worker, unique in the supervisor's life
 	argv         []string      // argv[0] is looked up on env's PATH
+	chroot       string        // what is / for it; "": our own
 	dir          string        // working directory; "": the supervisor's
 	env          []string      // the application's, complete; the FPMD_* variables are added to it
 	cred         *Credential   // nil: stay who we are, capabilities included
@@ -37,6 +38,8 @@ type launch struct {
 	newPrivs     bool          // let setuid programs and file capabilities give privileges
 	umask        int           // of the worker
 	limits       Limits        // of the worker
+	groups       *groupTree    // where it gets a control group of its own; nil: nowhere
+	group        GroupLimits   // of that
 	threads      int           // exchanges at once; 0: the worker decides
 	debug        bool          // the pool's
 	host         *os.File      // what FPMD_HOST_FD names, or nil; its offset is shared by all who get it
@@ -53,6 +56,9 @@ func (l *launch) String() string {
 	fmt.Fprintf(&b, "worker %d of pool %s (%q as %s", l.id, l.pool, l.argv, userName(l.cred))
 	if l.dir != "" {
 		fmt.Fprintf(&b, " in %s", l.dir)
+	}
+	if l.chroot != "" {
+		fmt.Fprintf(&b, " of %s", l.chroot)
 	}
 	b.WriteByte(')')
 	return b.String()
@@ -88,6 +94,7 @@ type process struct {
 	page *protocol.Page
 
 	launch    launch
+	group     *group   // its control group, or nil
 	pidfd     *os.File // readable once the process has ended
 	socket    *os.File // O_PATH: the only way to the worker's socket, which has no name any more
 	lifeline  *os.File // write end: its closing, and so our death, kills the process group
@@ -262,7 +269,7 @@ func (p *process) dial() (*net.UnixConn, error) {
 	return conn, nil
 }
 
-// done is closed once the process has ended, its process group was killed, its
+// done is closed once the process has ended, its process group and its control group were killed, its
 // last output read, and its exit status taken.
 func (p *process) done() <-chan struct{} { return p.gone }
 
@@ -367,11 +374,13 @@ func (p *process) watch() {
 	// The process is a zombie now. Until it is reaped its number is its own,
 	// and so is that of its process group: no stranger can be hit.
 	p.kill()
+	p.group.kill()
 	p.handshake.Close() // a descendant may hold the other end
 	p.output.drain()
 
 	p.mu.Lock()
 	p.status = exitStatusOf(ourChildren.reap(p.pid))
+	p.status.met = p.group.met()
 	p.reaped = true
 	p.mu.Unlock()
 
@@ -379,6 +388,7 @@ func (p *process) watch() {
 	p.lifeline.Close()
 	p.socket.Close()
 	p.pidfd.Close()
+	p.group.close()
 	close(p.gone)
 }
 
@@ -387,6 +397,7 @@ type exitStatus struct {
 	code   int            // of exit(2); -1 when a signal ended it
 	signal syscall.Signal // 0 when it exited
 	core   bool           // the signal left a core file
+	met    string         // the limits of its control group that it has met; "": none
 }
 
 func exitStatusOf(ws syscall.WaitStatus) exitStatus {
@@ -404,6 +415,11 @@ func (s exitStatus) fromOutside() bool {
 
 // String reads after the name of a process: `killed by SIGSEGV (core dumped)`.
 func (s exitStatus) String() string {
+	if s.met != "" {
+		met := s.met
+		s.met = ""
+		return s.String() + ", " + met
+	}
 	if s.signal == 0 {
 		return fmt.Sprintf("exited with status %d", s.code)
 	}

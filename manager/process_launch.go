@@ -43,6 +43,7 @@ const listenBacklog = 2 * protocol.MaxSlots
 type recipe struct {
 	Argv     []string
 	Env      []string
+	Chroot   string
 	Dir      string
 	Cred     *Credential
 	Umask    int
@@ -107,6 +108,18 @@ func (l launch) run(env []string) (_ *process, err error) {
 		return nil, err
 	}
 	theirs.add(recipeFile)
+	sys := &syscall.SysProcAttr{Setpgid: true}
+	if l.groups != nil {
+		if p.group, err = l.groups.make(l.groupName(), l.group); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				p.group.close()
+			}
+		}()
+		sys.UseCgroupFD, sys.CgroupFD = true, int(p.group.dir.Fd())
+	}
 
 	// Fd makes a descriptor blocking, as a program expects it of those that it
 	// inherits. All of these are the worker's; ours stay in the poller.
@@ -119,10 +132,11 @@ func (l launch) run(env []string) (_ *process, err error) {
 		files[hostFD] = l.host.Fd()
 	}
 	pidfd := -1
+	sys.PidFD = &pidfd
 	attr := &syscall.ProcAttr{
 		Files: files,
 		Env:   []string{"GOMAXPROCS=1"}, // exec-worker's own; it has one thing to do
-		Sys:   &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd},
+		Sys:   sys,
 	}
 	// The running binary, whatever has become of its file.
 	p.pid, err = ourChildren.fork("/proc/self/exe", []string{"fpmd", "exec-worker"}, attr)
@@ -171,7 +185,7 @@ func (l launch) recipe(env []string) (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "fpmd-recipe")
 	err = gob.NewEncoder(f).Encode(recipe{
-		Argv: l.argv, Env: l.environ(env), Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits, NewPrivs: l.newPrivs, Batch: l.batch,
+		Argv: l.argv, Env: l.environ(env), Chroot: l.chroot, Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits, NewPrivs: l.newPrivs, Batch: l.batch,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("recipe for exec-worker: %w", err), f.Close())
@@ -210,6 +224,9 @@ func (l launch) environ(env []string) []string {
 	})
 	return append(all, ours...)
 }
+
+// groupName is what the worker's control group is called.
+func (l launch) groupName() string { return fmt.Sprintf("%s.%d", l.pool, l.id) }
 
 // socketName is what ss and /proc/net/unix show of a worker's socket.
 func (l launch) socketName() string {

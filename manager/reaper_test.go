@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -112,4 +116,61 @@ func TestOrphansAreReaped(t *testing.T) {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d", orphan.pid))
 		return os.IsNotExist(err)
 	})
+}
+
+// While a worker is forked, which takes as long as the machine likes, requests go on, also where Go has one
+// processor: here the child stands still until a goroutine sees to it.
+func TestForkLeavesAProcessor(t *testing.T) {
+	needRoot(t, "makes a control group")
+	mount, _, err := groupMount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(mount, fmt.Sprintf("fpmd-test-fork-%d", os.Getpid()))
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		dir.Close()
+		await(t, "the group is removed", func() bool { return os.Remove(path) == nil })
+	})
+	if err := writeGroup(path, "cgroup.freeze", "1"); err != nil {
+		t.Fatal(err)
+	}
+	thaw := exec.Command("sh", "-c", "sleep 5; echo 0 >"+path+"/cgroup.freeze") // or a failure would last for ever
+	if err := thaw.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer thaw.Wait()
+	defer thaw.Process.Kill()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var ran, over atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() { // ends when the child is there, or was
+		for ; !over.Load(); time.Sleep(time.Millisecond) {
+			if b, _ := os.ReadFile(filepath.Join(path, "cgroup.procs")); len(b) > 0 {
+				frozen, _ := os.ReadFile(filepath.Join(path, "cgroup.freeze"))
+				ran.Store(string(frozen) == "1\n")
+				_ = writeGroup(path, "cgroup.freeze", "0")
+				return
+			}
+		}
+	})
+	pid, err := ourChildren.fork("/bin/true", []string{"true"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setpgid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}})
+	over.Store(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ran.Load() {
+		t.Error("until the fork was over, nothing ran")
+	}
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("afterwards Go has %d processors, want 1", n)
+	}
+	wg.Wait()
+	ourChildren.reap(pid)
 }

@@ -200,6 +200,9 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 		return ErrStopping
 	}
 	plan, err := m.Plan(cfg, r)
+	if err == nil {
+		err = m.holdToGroups(cfg)
+	}
 	if err == nil && len(plan.Refused) > 0 {
 		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
 	}

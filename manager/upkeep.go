@@ -49,6 +49,7 @@ func (m *Manager) upkeep(ctx context.Context) {
 		most = m.trim(most)
 		for _, p := range m.pools {
 			p.weigh()
+			p.tellLimits()
 		}
 		m.restore()
 	}

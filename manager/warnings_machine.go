@@ -217,6 +217,7 @@ func unitOf(cgroups string) (name string, user bool) {
 	for line := range strings.Lines(cgroups) {
 		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
 		controller, group, _ := strings.Cut(rest, ":")
+		group = strings.TrimSuffix(group, "/"+supervisorGroup) // where fpmd has moved to
 		if base := path.Base(group); (controller == "" || controller == "name=systemd") && strings.HasSuffix(base, ".service") {
 			return base, strings.Contains(group, "/user@")
 		}

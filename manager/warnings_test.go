@@ -214,6 +214,7 @@ func TestUnitOf(t *testing.T) {
 		user          bool
 	}{
 		"a system's":              {"0::/system.slice/fpmd.service\n", "fpmd.service", false},
+		"a system's, delegated":   {"0::/system.slice/fpmd@one.service/supervisor\n", "fpmd@one.service", false},
 		"an older hierarchy's":    {"4:memory:/x.service\n1:name=systemd:/system.slice/fpmd.service\n0::/\n", "fpmd.service", false},
 		"a user's":                {"0::/user.slice/user-1000.slice/user@1000.service/app.slice/mine.service\n", "mine.service", true},
 		"a shell's":               {"0::/user.slice/user-1000.slice/session-1.scope\n", "", false},

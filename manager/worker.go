@@ -85,6 +85,7 @@ type worker struct {
 	maxServed uint64    // exchanges after which it is due for replacement; 0: never
 	dieAt     time.Time // when it is due; zero: never
 	due       string    // why it is; it stays so
+	limited   bool      // it is said that it has met a limit of its control group
 	next      *worker   // takes its place as soon as it is ready; nil, or it has failed: nobody does
 	vacates   bool      // nobody has its share of max_workers until it is gone
 

@@ -56,11 +56,22 @@ func boot(t *testing.T, config string) *box {
 	install(t, b.path+"/root")
 	b.write("/etc/fpmd/fpmd.toml", config)
 	b.write("/srv/pid/pid.py", `
-import os
+import os, time
+
+def daemon():
+    r, w = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(w, str(os.getpid()).encode())
+            time.sleep(100000)
+        os._exit(0)
+    os.wait()
+    return os.read(r, 20)
 
 def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
+    return [daemon() if environ["PATH_INFO"] == "/daemon" else str(os.getpid()).encode()]
 `)
 	b.run("systemctl", "daemon-reload")
 	return b
@@ -131,7 +142,7 @@ func (b *box) processes() []string {
 	if group == "" {
 		return nil // it has ended, and its group with it
 	}
-	return strings.Fields(b.run("cat", "/sys/fs/cgroup"+group+"/cgroup.procs"))
+	return strings.Fields(b.run("find", "/sys/fs/cgroup"+group, "-name", "cgroup.procs", "-exec", "cat", "{}", "+"))
 }
 
 // worker asks the pool for the pid of the worker that answers.
@@ -152,7 +163,8 @@ workers   = 1
 
 // A service's life, under a real systemd: it is started when it is ready to
 // answer, a reload ends when new workers serve, and fails when none comes up, HUP
-// rolls them as well, under the same supervisor, and when it is stopped nothing is left.
+// rolls them as well, under the same supervisor, and when it is stopped nothing is left. What
+// has left its worker's process group and session is gone when the worker is: that has a control group.
 func TestUnitUnderSystemd(t *testing.T) {
 	b := boot(t, pidPool)
 	b.run("systemctl", "start", "fpmd")
@@ -170,8 +182,12 @@ func TestUnitUnderSystemd(t *testing.T) {
 		t.Errorf("the worker runs as %q, want nobody", got)
 	}
 
-	old := worker
+	old, daemon := worker, b.run(program, "request", "pid", "/daemon")
+	if !slices.Contains(b.processes(), daemon) {
+		t.Fatalf("the worker has left no process %s behind", daemon)
+	}
 	b.run("systemctl", "reload", "fpmd")
+	b.until("what the old worker has left behind is gone", func() bool { return !slices.Contains(b.processes(), daemon) })
 	if worker = b.worker(); worker == old { // at once: reload returned, so new workers serve
 		t.Error("after systemctl reload the old worker answers")
 	}

@@ -104,7 +104,7 @@ func tryWorkers(cfg *manager.Config, stdout io.Writer) error {
 	}
 	trials, err := manager.Try(ctx, cfg, manager.Options{
 		Logger: slog.New(slog.DiscardHandler), // what a worker prints is in its trial
-		WSGI:   &manager.HostRecipe{Archive: archive, Command: python.Command},
+		WSGI:   &manager.HostRecipe{Archive: archive, Command: python.Command, Pathless: python.PathlessCommand},
 	})
 	if err != nil {
 		return err

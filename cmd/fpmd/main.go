@@ -80,11 +80,14 @@ func usageError(format string, args ...any) error {
 
 func exitCode(err error) int {
 	var e *exitError
+	var wrong manager.ConfigErrors
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &e):
 		return e.code
+	case errors.As(err, &wrong):
+		return exitConfig
 	default:
 		return exitFailure
 	}

@@ -112,7 +112,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	s := &supervisor{path: line.config, operators: operators(cfg.Supervisor), log: log, logs: logs, signals: signals, rollings: newRollings()}
 	m, err := manager.New(cfg, manager.Options{
 		Logger: log, Logs: logs,
-		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command},
+		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command, Pathless: python.PathlessCommand},
 		Batch:   batch,
 		Control: s.serveControl, CheckEvery: selfCheckEvery,
 

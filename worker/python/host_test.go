@@ -48,7 +48,7 @@ func TestArchiveIsTheModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = append(want, "__main__.py")
+	want = append(want, "__main__.py", "pathless.py")
 	slices.Sort(got)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
@@ -56,7 +56,7 @@ func TestArchiveIsTheModules(t *testing.T) {
 	}
 }
 
-// An interpreter runs the archive from the descriptor that it inherited.
+// An interpreter runs the archive from the descriptor that it inherited, by its path or without one.
 func TestCommandRunsTheArchive(t *testing.T) {
 	data, err := Archive()
 	if err != nil {
@@ -76,13 +76,14 @@ func TestCommandRunsTheArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, python := range interpreters(t) {
-		argv := Command(python, "blog.wsgi:application", 3)
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.ExtraFiles = []*os.File{host}
-		out, err := cmd.CombinedOutput()
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), `"blog.wsgi:application"`) {
-			t.Errorf("%v: %v, want exit status 2 and how to run it; got:\n%s", argv, err, out)
+		for _, argv := range [][]string{Command(python, "blog.wsgi:application", 3), PathlessCommand(python, "blog.wsgi:application", 3)} {
+			cmd := exec.Command(argv[0], argv[1:]...)
+			cmd.ExtraFiles = []*os.File{host}
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), `"blog.wsgi:application"`) {
+				t.Errorf("%v: %v, want exit status 2 and how to run it; got:\n%s", argv, err, out)
+			}
 		}
 	}
 }
