@@ -291,5 +291,6 @@ func inMemory(dir string) bool {
 		}
 		dir = path.Dir(dir)
 	}
-	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
+	magic := uint32(st.Type) // of which a machine of 32 bits makes a number below 0
+	return magic == unix.TMPFS_MAGIC || magic == unix.RAMFS_MAGIC
 }
