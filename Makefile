@@ -27,7 +27,7 @@ $(BIN)/fpmd:
 	$(MAKE) build
 
 # What was built, below DESTDIR if a package is made of it. Nothing is enabled or started, configuration is left as it is, and
-# there is no user to make (sysusers.d): fpmd is root's, and the user of a pool is its operator's choice.
+# no user is made: fpmd is root's, and the user of a pool is its operator's choice; sysusers.d has a group for operators.
 install: $(BIN)/fpmd
 	install -D -m 755 $(BIN)/fpmd "$(DESTDIR)$(PREFIX)/bin/fpmd"
 	install -d "$(DESTDIR)/etc/fpmd/conf.d"
@@ -38,6 +38,7 @@ install: $(BIN)/fpmd
 	$(PLACED) systemd/fpmd@.service | install -D -m 644 /dev/stdin "$(DESTDIR)$(SYSTEM)/systemd/system/fpmd@.service"
 	install -m 644 systemd/fpmd.socket systemd/fpmd@.socket "$(DESTDIR)$(SYSTEM)/systemd/system/"
 	install -D -m 644 systemd/tmpfiles.conf "$(DESTDIR)$(SYSTEM)/tmpfiles.d/fpmd.conf"
+	install -D -m 644 systemd/sysusers.conf "$(DESTDIR)$(SYSTEM)/sysusers.d/fpmd.conf"
 	install -D -m 644 systemd/hardened.conf "$(DESTDIR)$(PREFIX)/share/fpmd/hardened.conf"
 	$(BIN)/fpmd completion bash | install -D -m 644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/fpmd"
 	$(BIN)/fpmd completion zsh | install -D -m 644 /dev/stdin "$(DESTDIR)$(ZSHDIR)/_fpmd"

@@ -26,6 +26,7 @@ type pool struct {
 	numbers   atomic.Uint64
 	cutting   atomic.Bool                  // the stop is out of time: what has begun is not waited for
 	counts    [len(outcomes)]atomic.Uint64 // of requests that have ended
+	resent    atomic.Uint64                // times that one which never started was sent again
 	patience  time.Duration                // of a second exchange
 	seconds   bool                         // the kernel has what it takes to send some
 	cfg       atomic.Pointer[PoolConfig]   // of the serving generation; stored under mu

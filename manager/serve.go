@@ -93,6 +93,7 @@ func (p *pool) serve(r *fcgi.Request) {
 			if sends++; sends > maxResends {
 				break
 			}
+			p.resent.Add(1)
 		}
 		o, x.cause = ok, ""
 	}
@@ -407,7 +408,7 @@ func (x *exchange) lost(err error) (o outcome, again bool) {
 		}
 		w.tellTimeout(x, next)
 		x.pool.refuseSecond(s, badAnswer, "the exchange before it was given up")
-		w.retire("request_timeout")
+		w.leave("request_timeout", 0) // the others have done nothing to be cut for
 		x.pool.discard(s)
 	case errors.Is(err, protocol.ErrLost):
 		o, x.cause = workerDied, "the worker died"

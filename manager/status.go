@@ -36,6 +36,7 @@ type PoolStatus struct {
 	Refused     int            `json:"refused,omitempty"`    // how many, since then
 	Connections int            `json:"connections"`
 	Requests    map[string]int `json:"requests"` // since the start, by outcome
+	Resent      uint64         `json:"resent"`   // times that a request which its worker never began was sent to another, since the start
 	Workers     []WorkerStatus `json:"workers"`  // the oldest first
 	Kept        *KeptStatus    `json:"kept,omitempty"`
 }
@@ -77,6 +78,7 @@ func (p *pool) status() PoolStatus {
 		Listen:      texts(cfg.Listen, Address.String),
 		Connections: p.server.Stats().Conns,
 		Requests:    make(map[string]int),
+		Resent:      p.resent.Load(),
 		Workers:     []WorkerStatus{},
 	}
 	for o := range p.counts {

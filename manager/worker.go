@@ -380,9 +380,12 @@ func (w *worker) settle(s *slot, id string, deadline time.Time, cause string) {
 	})
 }
 
-// retire takes the worker out of service, lets it finish what it has, and
+// retire takes the worker out of service, lets it finish what it has within drain_timeout, and
 // stops it. It does not wait, and does nothing when the worker is leaving already.
-func (w *worker) retire(cause string) {
+func (w *worker) retire(cause string) { w.leave(cause, w.gen.cfg.DrainTimeout) }
+
+// leave is retire within limit; 0: what it has ends under its own clocks.
+func (w *worker) leave(cause string, limit time.Duration) {
 	p := w.gen.pool
 	p.mu.Lock()
 	if w.proc == nil || w.state == draining || w.state == gone {
@@ -396,11 +399,15 @@ func (w *worker) retire(cause string) {
 	closeAll(free)
 	go func() { // ends with the process, whose end it brings about
 		defer w.wg.Done()
-		t := time.NewTimer(w.gen.cfg.DrainTimeout)
-		defer t.Stop()
+		var over <-chan time.Time
+		if limit > 0 {
+			t := time.NewTimer(limit)
+			defer t.Stop()
+			over = t.C
+		}
 		select {
 		case <-w.drained:
-		case <-t.C:
+		case <-over:
 			p.mu.Lock()
 			n := w.busySlots()
 			p.mu.Unlock()

@@ -89,6 +89,7 @@ func TestInstall(t *testing.T) {
 				tc.system + "/systemd/system/fpmd.socket":                "644",
 				tc.system + "/systemd/system/fpmd@.socket":               "644",
 				tc.system + "/tmpfiles.d/fpmd.conf":                      "644",
+				tc.system + "/sysusers.d/fpmd.conf":                      "644",
 				"/etc/fpmd/fpmd.toml":                                    "644",
 				"/etc/fpmd/conf.d/blog.toml.sample":                      "644",
 				"/etc/logrotate.d/fpmd":                                  "644",

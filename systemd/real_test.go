@@ -419,6 +419,10 @@ func TestLogRotation(t *testing.T) {
 		t.Errorf("/var/log/fpmd is %q, want %q", got, "root 755")
 	}
 	rotate()
+	b.run("systemd-sysusers", "fpmd.conf")
+	if got := b.run("getent", "group", "fpmd"); !strings.HasPrefix(got, "fpmd:") {
+		t.Errorf("the group fpmd is %q", got)
+	}
 
 	b.run("systemctl", "start", "fpmd", "fpmd@one")
 	const rotations = 3

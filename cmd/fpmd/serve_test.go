@@ -511,6 +511,9 @@ func TestRequestNeverBegunIsSentAgain(t *testing.T) {
 			t.Errorf("a request that never began got %q, %v", r.answer, r.err)
 		}
 	}
+	if n := d.status().Pools[0].Resent; n < 2 {
+		t.Errorf("%d requests count as sent again, want 2 or more", n)
+	}
 }
 
 // unread counts the connections of the pool's workers on which something waits
@@ -601,6 +604,37 @@ def application(environ, start_response):
 	} {
 		d.waitLog(want)
 	}
+}
+
+// A worker of which one request has run into request_timeout takes no more, and the others that it has
+// run on, for longer than drain_timeout; then it ends.
+func TestRequestTimeoutSparesOthers(t *testing.T) {
+	t.Parallel()
+	dir := appDir(t)
+	program := filepath.Join(dir, "app")
+	if out, err := exec.Command("go", "build", "-o", program, "./testdata/hangs").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	d := serve(t, dir, poolConfig(dir, fmt.Sprintf("command = [%q]\nworkers = 1\nrequest_timeout = \"2s\"\ndrain_timeout = \"100ms\"\nstop_timeout = \"100ms\"", program)))
+	stream := dialFCGI(t, d.sock(), "/")
+	defer stream.Close()
+	ticks := make([]byte, 500)
+	read := func() {
+		t.Helper()
+		if _, err := io.ReadFull(stream, ticks); err != nil {
+			t.Fatalf("the stream has ended: %v", err)
+		}
+	}
+	read()
+	if answer, err := askPath(d.sock(), "/hang"); err != nil || !strings.HasPrefix(answer, "Status: 504") {
+		t.Errorf("%q, %v", answer, err)
+	}
+	d.waitLogTimes("worker ready", 2)
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		read()
+	}
+	stream.Close()
+	d.waitLog("msg=\"worker gone\" pool=app worker=1")
 }
 
 // What the queue does not take, or does not get rid of in time, is told so.
