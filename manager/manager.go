@@ -113,11 +113,6 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		return nil, err
 	}
 	m.groups, m.noGroups = claimGroups(m.log)
-	if m.groups != nil {
-		m.log.Info("workers have control groups of their own", "below", m.groups.root)
-	} else {
-		m.log.Debug("workers have no control groups of their own", "cause", m.noGroups)
-	}
 	if err := m.holdToGroups(cfg); err != nil {
 		return nil, err
 	}
@@ -310,6 +305,11 @@ func sealedMemfd(name string, content []byte) (*os.File, error) {
 
 // Start starts the workers and serves. It does not wait for anything; Ready does.
 func (m *Manager) Start() {
+	if m.groups != nil {
+		m.log.Info("workers have control groups of their own", "below", m.groups.root)
+	} else {
+		m.log.Debug("workers have no control groups of their own", "cause", m.noGroups)
+	}
 	for _, p := range m.pools {
 		p.begin()
 		for _, l := range p.listeners {
