@@ -79,6 +79,9 @@ type Manager struct {
 	asked      sync.WaitGroup     // who serves the control socket
 	quit       context.CancelFunc // ends what serving counts besides the servers
 	ready      chan struct{}
+	allReady   chan struct{}
+	someReady  chan struct{} // closed when the first pool is ready
+	firstReady sync.Once
 	over       chan struct{} // closed when nothing happens any more
 
 	notifySocket string                          // systemd's; "": there is none
@@ -91,7 +94,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 	m := &Manager{
 		log: o.Logger, opts: o, cfg: cfg,
 		starts: make(chan struct{}, max(2, runtime.NumCPU())),
-		ready:  make(chan struct{}), over: make(chan struct{}),
+		ready:  make(chan struct{}), allReady: make(chan struct{}), someReady: make(chan struct{}), over: make(chan struct{}),
 		socks: filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
 		path:  cfg.Path,
 		since: time.Now(),
@@ -322,25 +325,60 @@ func (m *Manager) Start() {
 	if m.control != nil {
 		m.serveControl(m.control)
 	}
-	m.serving.Go(func() { m.upkeep(ctx) }) // ends at Stop
-	m.serving.Go(func() {                  // ends when every pool is ready, or at Stop
-		for _, p := range m.pools {
-			select {
-			case <-p.readyOnce:
-			case <-ctx.Done():
-				return
-			}
+	m.serving.Go(func() { m.upkeep(ctx) })     // ends at Stop
+	m.serving.Go(func() { m.awaitPools(ctx) }) // ends when every pool is ready, or at Stop
+}
+
+// awaitPools closes m.ready, and m.allReady when its time has come.
+func (m *Manager) awaitPools(ctx context.Context) {
+	await := func(either, or <-chan struct{}) bool {
+		select {
+		case <-either:
+		case <-or:
+		case <-ctx.Done():
+			return false
 		}
-		close(m.ready)
-	})
+		return true
+	}
+	for _, p := range m.pools {
+		if !await(p.readyOnce, p.failedOnce) {
+			return
+		}
+	}
+	if !await(m.someReady, nil) {
+		return
+	}
+	close(m.ready)
+	for _, p := range m.pools {
+		if !await(p.readyOnce, nil) {
+			return
+		}
+	}
+	close(m.allReady)
 }
 
 func (m *Manager) serve(p *pool, l *listener) {
 	m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop, or when l is closed
 }
 
-// Ready is closed once every pool has had a worker that can take a request.
+// Ready is closed once the start is over: each pool has had a worker that can take a request, or one that did not
+// come up, and at least one pool serves. One that is broken is not to keep the others from their start.
 func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// AllReady is closed once every pool has had a worker that can take a request.
+func (m *Manager) AllReady() <-chan struct{} { return m.allReady }
+
+// Unready is the names of pools that have not had one.
+func (m *Manager) Unready() string {
+	return poolNames(slices.DeleteFunc(slices.Clone(m.pools), func(p *pool) bool {
+		select {
+		case <-p.readyOnce:
+			return true
+		default:
+			return false
+		}
+	}))
+}
 
 // Over is closed once Stop has stopped all: there are no more events.
 func (m *Manager) Over() <-chan struct{} { return m.over }

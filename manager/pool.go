@@ -61,8 +61,9 @@ type pool struct {
 
 	bringUp func(context.Context, *worker) error // worker.start; a test that lives on a fake clock has another
 
-	readyOnce chan struct{}  // closed when the pool is ready for the first time
-	wg        sync.WaitGroup // stewards, what they launch, and workers until they are gone
+	readyOnce  chan struct{}  // closed when the pool is ready for the first time
+	failedOnce chan struct{}  // closed when a worker has not come up, or not lived, for the first time
+	wg         sync.WaitGroup // stewards, what they launch, and workers until they are gone
 }
 
 func newPool(m *Manager, cfg *PoolConfig) *pool {
@@ -74,8 +75,8 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		patience:  secondWait,
 		seconds:   protocol.CanWithdraw(),
 		unkept:    "there was no reload or restart since fpmd was started",
-		readyOnce: make(chan struct{}),
-		bringUp:   func(ctx context.Context, w *worker) error { return w.start(ctx) },
+		readyOnce: make(chan struct{}), failedOnce: make(chan struct{}),
+		bringUp: func(ctx context.Context, w *worker) error { return w.start(ctx) },
 	}
 	p.size = cfg.Workers
 	p.claim = m.rations.join(cfg)
@@ -367,6 +368,7 @@ func (p *pool) readyLocked() {
 	if !p.ready {
 		p.ready = true
 		close(p.readyOnce)
+		p.mgr.firstReady.Do(func() { close(p.mgr.someReady) })
 	}
 }
 

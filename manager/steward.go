@@ -172,6 +172,11 @@ func (g *generation) leftLocked(w *worker) {
 	g.backoff.fail()
 	if g == p.gen {
 		p.lastErr = errors.New(w.cause)
+		select {
+		case <-p.failedOnce:
+		default:
+			close(p.failedOnce)
+		}
 		if p.hopelessLocked() {
 			p.failsLocked()
 			p.refuseQueuedLocked(bootFailed)

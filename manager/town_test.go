@@ -52,7 +52,7 @@ func newTown(t *testing.T, cfg PoolConfig, prepare func(*town)) *town {
 	cfg.StartWorkers = max(cfg.StartWorkers, 1)
 	cfg.MaxSpareWorkers = max(cfg.MaxSpareWorkers, cfg.MinSpareWorkers, 1)
 	log := new(lines)
-	m := &Manager{log: slog.New(slog.NewTextHandler(log, nil)), starts: make(chan struct{}, 2)}
+	m := &Manager{log: slog.New(slog.NewTextHandler(log, nil)), starts: make(chan struct{}, 2), someReady: make(chan struct{})}
 	v := &town{
 		pool: newPool(m, &cfg), t: t, log: log, rnd: rand.New(rand.NewPCG(1, 1)), slots: 1, load: 100 * time.Millisecond, saying: 10 * time.Millisecond, steady: true,
 		lives: make(map[*worker]func()), outcomes: make(map[outcome]int),

@@ -312,6 +312,51 @@ func TestReadyIsNotSaidTooEarly(t *testing.T) {
 	}
 }
 
+// A pool that does not come up keeps no other from its start: systemd is told that fpmd is ready, and which pool is
+// not; and, when it was mended, that all are.
+func TestOneBrokenPoolHoldsUpNoStart(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	write(t, filepath.Join(dir, "broken.py"), "raise RuntimeError('not today')\n")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", l.LocalAddr().String())
+	config := wsgiPool(dir, "workers = 1")
+	_, pool, _ := strings.Cut(config, "[pool.app]")
+	config += "\n[pool.broken]" + strings.NewReplacer("app.sock", "broken.sock", "app:application", "broken:application").Replace(pool)
+	d := launch(t, dir, config)
+	d.waitLog("msg=\"some pools are not ready\" pools=broken ")
+	if answer, err := askOnce(d.sock()); err != nil || !strings.HasSuffix(answer, "hello") {
+		t.Errorf("%q, %v", answer, err)
+	}
+	write(t, filepath.Join(dir, "broken.py"), helloApp)
+	d.waitLog("every pool is ready")
+	if code := stopGently(d); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	var told []string
+	b := make([]byte, 4096)
+	for l.SetReadDeadline(time.Now().Add(patience)); ; {
+		n, err := l.Read(b)
+		if err != nil {
+			t.Fatalf("%v after %q", err, told)
+		}
+		state := string(b[:n])
+		if strings.HasPrefix(state, "STOPPING=1") {
+			break
+		}
+		if !strings.HasPrefix(state, "WATCHDOG=1") && !strings.HasPrefix(state, "FDSTORE") {
+			told = append(told, state)
+		}
+	}
+	if want := []string{"READY=1\nSTATUS=serving, but not yet broken", "STATUS=serving"}; !slices.Equal(told, want) {
+		t.Errorf("systemd was told %q, want %q", told, want)
+	}
+}
+
 // All who ask for a reload are told the end of one that began after they asked; there are
 // no more of them than are needed for that.
 func TestReloadsTogether(t *testing.T) {

@@ -195,15 +195,7 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 	defer endReloads(nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.reloadLoop(reloadCtx) }) // ends with reloadCtx
-	wg.Go(func() {                            // ends when ready, or with now
-		select {
-		case <-s.m.Ready():
-			s.notify(daemon.SdNotifyReady, "serving")
-			s.ready.Store(true)
-			s.log.Info("every pool is ready")
-		case <-now.Done():
-		}
-	})
+	wg.Go(func() { s.awaitPools(now) })       // ends when every pool is ready, or with now
 	var pulse <-chan time.Time
 	if every := pulseEvery(); every > 0 {
 		t := time.NewTicker(every)
@@ -281,6 +273,34 @@ func (s *supervisor) tellStopping(signal string) {
 	}
 	s.m.Record(e)
 	s.log.Info("stopping", fields...)
+}
+
+// awaitPools tells systemd of the end of the start, and the log of pools that are not ready by then, and of the
+// time when all have been, until ctx ends.
+func (s *supervisor) awaitPools(ctx context.Context) {
+	select {
+	case <-s.m.Ready():
+	case <-ctx.Done():
+		return
+	}
+	words := "serving"
+	if unready := s.m.Unready(); unready != "" {
+		words = "serving, but not yet " + unready
+		s.log.Warn("some pools are not ready", "pools", unready, "next", "serve the others, and try on")
+	}
+	s.notify(daemon.SdNotifyReady, words)
+	s.ready.Store(true)
+	select {
+	case <-s.m.AllReady():
+	case <-ctx.Done():
+		return
+	}
+	s.log.Info("every pool is ready")
+	all := "serving"
+	if p := s.state.Load(); p != nil && *p == words && words != all {
+		s.state.Store(&all) // else a reload has said more since
+		s.sdNotify("STATUS=" + all)
+	}
 }
 
 // reopen opens the logs again, as by has asked.
