@@ -297,7 +297,7 @@ const greedyApp = `
 import os, time
 def eat():
     kept = []
-    while True: kept.append(b"x" * (1 << 20))
+    kept.append(b"x" * (1 << 28)) # in one go: the kernel may take the interpreter's own pages for long, before it gives up
 def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     path = environ["PATH_INFO"]
