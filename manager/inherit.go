@@ -170,9 +170,9 @@ func (m *Manager) open(p *pool, cfg *PoolConfig) error {
 	return nil
 }
 
-// disclaim gives up what systemd has handed over and no pool has taken.
-func (m *Manager) disclaim() {
-	for _, h := range m.estate {
+// disclaim gives up what systemd has handed over and is no pool's to take.
+func (m *Manager) disclaim(hs []*handover) {
+	for _, h := range hs {
 		if h.stored == nil {
 			m.log.Warn("socket without a pool", "listen", h.addr.Address, "name", h.name,
 				"cause", "no pool listens there or has this name", "next", "it is closed; clients wait in vain until its socket unit is stopped")
@@ -184,9 +184,32 @@ func (m *Manager) disclaim() {
 			(&listener{addr: h.addr, dev: h.stored.dev, ino: h.stored.ino}).unlink()
 		}
 		m.forget(h.stored.name)
+		h.shut()
 		h.Close()
 	}
-	m.estate = nil
+}
+
+// shut has h listen no more, whoever has it open: systemd takes its time to forget, and until then nobody else could
+// listen there.
+func (h *handover) shut() {
+	raw, err := h.Listener.(syscall.Conn).SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // if it fails, who listens says so
+	}
+}
+
+// disclaimUnwanted gives up the stored listeners that no pool of cfg has an address for. It comes before any is
+// opened: one at 127.0.0.1 would be in the way of 0.0.0.0 with the same port.
+func (m *Manager) disclaimUnwanted(cfg *Config) {
+	var unwanted []*handover
+	m.estate = slices.DeleteFunc(m.estate, func(h *handover) bool {
+		wanted := h.stored == nil || slices.ContainsFunc(cfg.Pools, func(p *PoolConfig) bool { return slices.ContainsFunc(p.Listen, h.at) })
+		if !wanted {
+			unwanted = append(unwanted, h)
+		}
+		return !wanted
+	})
+	m.disclaim(unwanted)
 }
 
 // A stored listener is one that systemd keeps for the fpmd after this one. Its name there has all that

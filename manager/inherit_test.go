@@ -244,6 +244,31 @@ func TestStoredSocketsThatAreNotTaken(t *testing.T) {
 	c.Close()
 }
 
+// A stored TCP socket does not keep its pool from the address that the configuration has for it now, with the same port.
+func TestStoredSocketOfAnotherAddress(t *testing.T) {
+	for _, hosts := range [][2]string{{"127.0.0.1", "[::]"}, {"[::]", "127.0.0.1"}} {
+		probe, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(probe.Addr().String())
+		probe.Close()
+		dir := filepath.Join(t.TempDir(), "run")
+		store := newFakeStore(t)
+		die(heirOf(t, dir, t.Output(), nil, listenPool("app", Address{"tcp", hosts[0] + ":" + port})))
+		m := heirOf(t, dir, t.Output(), store.hand(), listenPool("app", Address{"tcp", hosts[1] + ":" + port}))
+		l := m.pools[0].listeners[0]
+		if got := l.Listener.Addr().String(); got != hosts[1]+":"+port {
+			t.Errorf("after %s, %s is wanted and it listens at %s", hosts[0], hosts[1], got)
+		}
+		store.read()
+		if len(store.kept) != 1 || store.kept[l.stored] == nil {
+			t.Errorf("after %s, systemd keeps %v, want %s", hosts[0], store.kept, l.stored)
+		}
+		m.Stop(context.Background())
+	}
+}
+
 // A socket that somebody has removed is made again, and kept in the place of the one before.
 func TestSocketMadeAgainIsStored(t *testing.T) {
 	dir, path := filepath.Join(t.TempDir(), "run"), filepath.Join(t.TempDir(), "app.sock")

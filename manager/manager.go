@@ -130,6 +130,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		}
 	}
 	m.rations.set(cfg.Supervisor.MaxWorkers)
+	m.disclaimUnwanted(cfg)
 	for _, pc := range cfg.Pools {
 		p := newPool(m, pc)
 		m.pools = append(m.pools, p)
@@ -140,7 +141,8 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 			return nil, err
 		}
 	}
-	m.disclaim()
+	m.disclaim(m.estate)
+	m.estate = nil
 	return m, nil
 }
 
