@@ -141,6 +141,40 @@ func TestLeavingWhileTheBodyIsAwaited(t *testing.T) {
 	}
 }
 
+// A Server that is told to hasten awaits no body any more, neither one that is coming nor a later one.
+func TestHasten(t *testing.T) {
+	for _, memory := range []int{0, 1 << 20} {
+		s := &Server{BodyMemory: memory, BodyFile: 1 << 20, Handler: func(r *Request) { say(r, "told") }}
+		addr := start(t, s, "unix")
+		before, mux, after := connect(t, addr), connect(t, addr), connect(t, addr)
+		before.send(begin(1), params(1, "CONTENT_LENGTH", "1000"), stdin(1, "abc"))
+		mux.send(begin(2), params(2, "CONTENT_LENGTH", "1000"), stdin(2, "abc"))
+		until(t, "their bodies are awaited", func() bool {
+			s.mu.Lock()
+			conns := s.connsLocked()
+			s.mu.Unlock()
+			n := 0
+			for _, c := range conns {
+				c.mu.Lock()
+				for _, r := range c.active {
+					if r.paramsDone && !r.started {
+						n++
+					}
+				}
+				c.mu.Unlock()
+			}
+			return n == 2
+		})
+		s.Hasten()
+		after.send(begin(1), params(1, "CONTENT_LENGTH", "1000"), stdin(1, "abc"))
+		for _, got := range []string{before.answer(1).stdout, mux.answer(2).stdout, after.answer(1).stdout} {
+			if got != "told" {
+				t.Errorf("BodyMemory %d: got %q, want what the Handler says", memory, got)
+			}
+		}
+	}
+}
+
 // When the file of a body can't be written, the log says so, and the body streams, as it does without one.
 func TestBodyWithoutRoom(t *testing.T) {
 	for _, mux := range []bool{false, true} {

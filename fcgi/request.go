@@ -203,7 +203,7 @@ func (r *Request) storeLocked(b []byte) (err error) {
 
 // awaitedLocked reports whether all of the body is to come before the request starts. conn.mu is held.
 func (r *Request) awaitedLocked() bool {
-	return r.conn.srv.BodyMemory > 0 && !r.started && !r.full
+	return r.conn.srv.BodyMemory > 0 && !r.started && !r.full && !r.conn.srv.hasty.Load()
 }
 
 // longForLocked reports whether the request's body is awaited for longer than others': the Handler gets
@@ -255,7 +255,7 @@ func (r *Request) comingLocked() bool {
 	if r.length < 0 {
 		r.length = contentLength(r.params)
 	}
-	return r.length > 0 && r.conn.paused != r && !r.full && r.behind.waiting() == 0
+	return r.length > 0 && r.conn.paused != r && !r.full && r.behind.waiting() == 0 && !r.conn.srv.hasty.Load()
 }
 
 // contentLength is what CONTENT_LENGTH says; 0: nothing that helps.

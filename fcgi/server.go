@@ -80,6 +80,7 @@ type Server struct {
 	most      int                      // conns at once, since Stats was asked for it
 	idle      []chan *Request          // runners that wait for a request, last to stop first
 	stopping  atomic.Bool              // set under mu
+	hasty     atomic.Bool              // no body is awaited any more
 	quit      chan struct{}            // closed then, if anybody has served
 	rooms     map[string]chan struct{} // by address: has an element for each connection that was accepted there
 	closing   bool                     // Close, or a Shutdown out of time: what is accepted now is closed
@@ -406,6 +407,27 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
+// Hasten gives the Handler the requests whose bodies are awaited, as far as these have come, and has no body
+// awaited any more: for a Handler that has no time, but an answer.
+func (s *Server) Hasten() {
+	s.hasty.Store(true)
+	s.mu.Lock()
+	conns := s.connsLocked()
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.poke()
+	}
+}
+
+// connsLocked lists the open connections.
+func (s *Server) connsLocked() []*conn {
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
 // Close ends every connection at once and waits for the server's goroutines;
 // Handlers at work see their requests' clients gone.
 func (s *Server) Close() error {
@@ -432,10 +454,7 @@ func (s *Server) stop() {
 			l.Close()
 		}
 	}
-	conns := make([]*conn, 0, len(s.conns))
-	for c := range s.conns {
-		conns = append(conns, c)
-	}
+	conns := s.connsLocked()
 	s.mu.Unlock()
 	for _, c := range conns {
 		c.poke()
@@ -445,10 +464,7 @@ func (s *Server) stop() {
 // closeConns closes what is open, and what the accept loops still bring.
 func (s *Server) closeConns() {
 	s.mu.Lock()
-	conns := make([]*conn, 0, len(s.conns))
-	for c := range s.conns {
-		conns = append(conns, c)
-	}
+	conns := s.connsLocked()
 	s.closing = true
 	s.mu.Unlock()
 	for _, c := range conns {

@@ -409,6 +409,7 @@ func (p *pool) cut() {
 	for _, s := range slots {
 		s.Abort()
 	}
+	p.server.Hasten()
 }
 
 // stop ends the pool. Until ctx ends, what was accepted is answered; then

@@ -127,6 +127,32 @@ func TestBufferedUploads(t *testing.T) {
 	}
 }
 
+// A request whose body is awaited was accepted: a stop waits for it, and if that is out of time, the client is told.
+func TestStopWhileBodiesAreAwaited(t *testing.T) {
+	for _, key := range []string{`buffer_request = "1MiB"`, "buffer_request = 0"} {
+		dir := appDir(t)
+		write(t, filepath.Join(dir, "app.py"), digestApp)
+		d := serve(t, dir, wsgiPool(dir, "workers = 1\n"+key))
+		inTime, late := startUpload(t, d, 70_000), startUpload(t, d, 70_000)
+		inTime.send(60_000)
+		late.send(60_000)
+		if answer, err := askOnce(d.sock()); err != nil || !strings.Contains(answer, "\r\n\r\n0 ") { // both are read by then
+			t.Fatalf("%s: another request got %q, %v", key, answer, err)
+		}
+		d.signal(syscall.SIGTERM)
+		d.waitLog("msg=stopping")
+		inTime.send(10_000)
+		if answer, err := readAnswer(inTime); err != nil || !strings.HasSuffix(answer, inTime.want) {
+			t.Errorf("%s: got %q, %v; want %s", key, answer, err, inTime.want)
+		}
+		d.signal(syscall.SIGTERM)
+		if answer, err := readAnswer(late); err != nil || !strings.Contains(answer, "Fpmd-Outcome: stopping") {
+			t.Errorf("%s: who is not in time got %q, %v; want the outcome stopping", key, answer, err)
+		}
+		d.waitExit()
+	}
+}
+
 // Where runtime_dir has no room for a body, the log says so and it streams; nothing is lost.
 func TestBufferedUploadWithoutRoom(t *testing.T) {
 	dir := appDir(t)
