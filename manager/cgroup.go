@@ -46,6 +46,7 @@ func (f groupFile) String() string { return f.key + " = " + f.shown }
 // are fpmd's own group, and one of each worker, in which all that descends from it stays.
 type groupTree struct {
 	root     string // folder of the group that was delegated to us
+	last     int64  // the highest id of a worker whose group is left there: it may stay for a while
 	log      *slog.Logger
 	removals sync.WaitGroup // of groups whose last processes are ending
 }
@@ -55,7 +56,7 @@ type groupTree struct {
 const supervisorGroup = "supervisor"
 
 // workersGroup is what the groups of workers are called: POOL.ID.
-var workersGroup = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}\.[0-9]+$`)
+var workersGroup = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}\.([0-9]{1,15})$`)
 
 // claimGroups makes the tree ours that was delegated to this process, moves us to our
 // place in it, and removes what an fpmd that was killed has left there. Without one the error says why.
@@ -94,7 +95,9 @@ func claimGroups(log *slog.Logger) (*groupTree, error) {
 		return nil, err
 	}
 	for _, e := range left {
-		if e.IsDir() && workersGroup.MatchString(e.Name()) {
+		if name := workersGroup.FindStringSubmatch(e.Name()); e.IsDir() && name != nil {
+			id, _ := strconv.ParseInt(name[1], 10, 64) // it is a number, and no large one
+			t.last = max(t.last, id)
 			g := &group{tree: t, path: filepath.Join(t.root, e.Name())}
 			g.kill()
 			t.removals.Go(g.remove) // ends with its last process, or after removeWait
@@ -124,7 +127,7 @@ func (t *groupTree) wait() {
 type group struct {
 	tree   *groupTree
 	path   string
-	dir    *os.File // which a process is started in
+	dir    *os.File // which the process is started in; closed then
 	limits GroupLimits
 }
 
@@ -209,8 +212,7 @@ func (g *group) close() {
 	if g == nil {
 		return
 	}
-	g.dir.Close()
-	if os.Remove(g.path) == nil {
+	if removeGroup(g.path) == nil {
 		return
 	}
 	g.tree.removals.Go(g.remove) // ends with its last process, or after removeWait
@@ -224,9 +226,9 @@ const removeWait = 10 * time.Second
 func (g *group) remove() {
 	wait := time.Millisecond
 	for end := time.Now().Add(removeWait); ; wait = min(2*wait, 100*time.Millisecond) {
-		err := os.Remove(g.path)
+		err := removeGroup(g.path)
 		switch {
-		case err == nil || errors.Is(err, fs.ErrNotExist):
+		case err == nil:
 			return
 		case time.Now().After(end):
 			g.tree.log.Warn("control group is left", "group", g.path, "cause", err, "next", "remove it at the next start")
@@ -234,6 +236,27 @@ func (g *group) remove() {
 		}
 		time.Sleep(wait)
 	}
+}
+
+// removeGroup removes a group in which no process is, with the groups in it that its processes have made. One
+// that is gone is no error.
+func removeGroup(path string) error {
+	err := os.Remove(path)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	within, _ := os.ReadDir(path) // gone meanwhile: nothing
+	for _, e := range within {
+		if e.IsDir() {
+			if err := removeGroup(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // tellLimits says once of a worker that it has met a limit which does not end it: it has no more

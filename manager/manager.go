@@ -116,6 +116,9 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		return nil, err
 	}
 	m.groups, m.noGroups = claimGroups(m.log)
+	if m.groups != nil {
+		m.ids.Store(m.groups.last)
+	}
 	if err := m.holdToGroups(cfg); err != nil {
 		return nil, err
 	}

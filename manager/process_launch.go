@@ -140,6 +140,9 @@ func (l launch) run(env []string) (_ *process, err error) {
 	}
 	// The running binary, whatever has become of its file.
 	p.pid, err = ourChildren.fork("/proc/self/exe", []string{"fpmd", "exec-worker"}, attr)
+	if p.group != nil {
+		p.group.dir.Close()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start fpmd exec-worker: %w", explainLimit(err, userName(nil), Optional{}))
 	}

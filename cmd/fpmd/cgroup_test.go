@@ -275,6 +275,39 @@ func TestControlGroupsOfAKilledFpmd(t *testing.T) {
 	}
 }
 
+// Groups that a worker has made in its own go with it. A group that is left and can't be removed is in no worker's way.
+func TestControlGroupsThatAreInTheWay(t *testing.T) {
+	g := ownTree(t)
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	stuck := filepath.Join(g.path, "app.1")
+	if err := os.Mkdir(stuck, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", stuck, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	d := g.serve(dir, wsgiPool(dir, "workers = 2"))
+	if err := unix.Unmount(stuck, 0); err != nil {
+		t.Fatal(err)
+	}
+	if log := d.log.String(); strings.Contains(log, "worker did not start") {
+		t.Error("a worker did not start")
+	}
+	for _, name := range g.groups() {
+		if name != "supervisor" {
+			if err := os.MkdirAll(filepath.Join(g.path, name, "a/b"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.signal(syscall.SIGTERM)
+	d.waitExit()
+	if got := g.groups(); !slices.Equal(got, []string{"supervisor"}) {
+		t.Errorf("a stop leaves the control groups %v", got)
+	}
+}
+
 // Who asks for a limit of a control group is not to have none: without control groups of its own fpmd
 // does not start, and says which key it is, and what would do.
 func TestNoControlGroupForALimit(t *testing.T) {
