@@ -47,6 +47,7 @@ func (f groupFile) String() string { return f.key + " = " + f.shown }
 type groupTree struct {
 	root     string // folder of the group that was delegated to us
 	last     int64  // the highest id of a worker whose group is left there: it may stay for a while
+	late     bool   // processes can't be started in their groups, and enter them as the first they do
 	log      *slog.Logger
 	removals sync.WaitGroup // of groups whose last processes are ending
 }
@@ -65,7 +66,7 @@ func claimGroups(log *slog.Logger) (*groupTree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &groupTree{root: own, log: log}
+	t := &groupTree{root: own, late: !canClone3(), log: log}
 	if filepath.Base(own) == supervisorGroup && delegated(filepath.Dir(own)) {
 		t.root = filepath.Dir(own)
 	} else if !delegated(own) {
@@ -127,7 +128,7 @@ func (t *groupTree) wait() {
 type group struct {
 	tree   *groupTree
 	path   string
-	dir    *os.File // which the process is started in; closed then
+	door   *os.File // its folder, which the process is started in, or the file by which it enters; closed then
 	limits GroupLimits
 }
 
@@ -160,10 +161,31 @@ func (t *groupTree) make(name string, limits GroupLimits) (_ *group, err error) 
 			}
 		}
 	}
-	if g.dir, err = os.Open(g.path); err != nil {
+	if t.late {
+		g.door, err = os.OpenFile(filepath.Join(g.path, "cgroup.procs"), os.O_WRONLY, 0)
+	} else {
+		g.door, err = os.Open(g.path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("control group: %w", err)
 	}
 	return g, nil
+}
+
+// canClone3 reports whether this process may use the system call that starts another one in a control group. A
+// filter that looks at what others are asked for, as RestrictNamespaces= of a unit does, can't look into this one,
+// and forbids it.
+func canClone3() bool {
+	_, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 0, 0)
+	return errno == unix.EINVAL // of arguments that are none
+}
+
+// enterGroup moves this process to the control group whose cgroup.procs it has as a descriptor.
+func enterGroup(fd int) error {
+	if _, err := unix.Write(fd, []byte("0")); err != nil {
+		return fmt.Errorf("enter its control group: %w", err)
+	}
+	return nil
 }
 
 // kill kills every process of the group, also those that have left their process group, and

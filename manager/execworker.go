@@ -61,6 +61,11 @@ func (r *recipe) exec() error {
 	if err := armLifeline(); err != nil {
 		return err
 	}
+	if r.Group {
+		if err := enterGroup(groupFD); err != nil {
+			return err
+		}
+	}
 	if r.Batch {
 		if err := leaveBatch(); err != nil {
 			return err

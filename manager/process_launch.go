@@ -30,6 +30,7 @@ const (
 	hostFD      = 7 // closed where the launch has no host
 	recipeFD    = 8
 	refusalFD   = 9
+	groupFD     = 10 // closed where the worker starts in its control group, or has none
 )
 
 // listenBacklog is enough for every slot's connection and one that was
@@ -48,6 +49,7 @@ type recipe struct {
 	Cred     *Credential
 	Umask    int
 	Limits   Limits
+	Group    bool // enter the control group of groupFD
 	NewPrivs bool
 	Batch    bool
 }
@@ -118,7 +120,6 @@ func (l launch) run(env []string) (_ *process, err error) {
 				p.group.close()
 			}
 		}()
-		sys.UseCgroupFD, sys.CgroupFD = true, int(p.group.dir.Fd())
 	}
 
 	// Fd makes a descriptor blocking, as a program expects it of those that it
@@ -126,10 +127,17 @@ func (l launch) run(env []string) (_ *process, err error) {
 	files := []uintptr{
 		0: null.Fd(), 1: stdoutW.Fd(), 2: stderrW.Fd(),
 		listenFD: listener.Fd(), pageFD: pageFile.Fd(), handshakeFD: handshakeW.Fd(), lifelineFD: lifelineR.Fd(),
-		hostFD: ^uintptr(0), recipeFD: recipeFile.Fd(), refusalFD: refusalW.Fd(),
+		hostFD: ^uintptr(0), recipeFD: recipeFile.Fd(), refusalFD: refusalW.Fd(), groupFD: ^uintptr(0),
 	}
 	if l.host != nil {
 		files[hostFD] = l.host.Fd()
+	}
+	switch {
+	case p.group == nil:
+	case l.groups.late:
+		files[groupFD] = p.group.door.Fd()
+	default:
+		sys.UseCgroupFD, sys.CgroupFD = true, int(p.group.door.Fd())
 	}
 	pidfd := -1
 	sys.PidFD = &pidfd
@@ -141,7 +149,7 @@ func (l launch) run(env []string) (_ *process, err error) {
 	// The running binary, whatever has become of its file.
 	p.pid, err = ourChildren.fork("/proc/self/exe", []string{"fpmd", "exec-worker"}, attr)
 	if p.group != nil {
-		p.group.dir.Close()
+		p.group.door.Close()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start fpmd exec-worker: %w", explainLimit(err, userName(nil), Optional{}))
@@ -188,7 +196,8 @@ func (l launch) recipe(env []string) (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "fpmd-recipe")
 	err = gob.NewEncoder(f).Encode(recipe{
-		Argv: l.argv, Env: l.environ(env), Chroot: l.chroot, Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits, NewPrivs: l.newPrivs, Batch: l.batch,
+		Argv: l.argv, Env: l.environ(env), Chroot: l.chroot, Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits,
+		Group: l.groups != nil && l.groups.late, NewPrivs: l.newPrivs, Batch: l.batch,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("recipe for exec-worker: %w", err), f.Close())

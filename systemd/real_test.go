@@ -545,6 +545,19 @@ func TestUnitIsInTheWayOfNoApplication(t *testing.T) {
 	}
 }
 
+// Without its line ProtectControlGroups=, hardened.conf lets fpmd have control groups, though it forbids clone3.
+func TestHardenedUnitWithControlGroups(t *testing.T) {
+	b := boot(t, pidPool)
+	b.run("install", "-D", "-m", "644", "/usr/share/fpmd/hardened.conf", "/etc/systemd/system/fpmd.service.d/hardened.conf")
+	b.run("sed", "-i", "/^ProtectControlGroups=/d", "/etc/systemd/system/fpmd.service.d/hardened.conf")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", "fpmd")
+	worker := b.run(program, "request", "pid", "/")
+	if got := b.run("cat", "/proc/"+worker+"/cgroup"); !strings.HasSuffix(got, "/fpmd.service/pid.1") {
+		t.Errorf("the worker is in %q, want a control group of its own", got)
+	}
+}
+
 // With hardened.conf, Flask is served as another user, reloaded and stopped; and
 // applications lose what hardened.conf says.
 func TestHardenedUnit(t *testing.T) {
