@@ -66,7 +66,7 @@ func claimGroups(log *slog.Logger) (*groupTree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &groupTree{root: own, late: !canClone3(), log: log}
+	t := &groupTree{root: own, log: log}
 	if filepath.Base(own) == supervisorGroup && delegated(filepath.Dir(own)) {
 		t.root = filepath.Dir(own)
 	} else if !delegated(own) {
@@ -91,6 +91,7 @@ func claimGroups(log *slog.Logger) (*groupTree, error) {
 	if err := writeGroup(place, "cgroup.procs", self); err != nil {
 		return nil, err
 	}
+	t.late = !canClone3()
 	left, err := os.ReadDir(t.root)
 	if err != nil {
 		return nil, err
