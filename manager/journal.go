@@ -90,6 +90,10 @@ func (j *journal) sendLocked(entry []byte, patient bool) error {
 				err = transmit(j.conn, entry, false)
 			}
 		}
+		if err == nil && j.lost > 0 {
+			j.waiting = append(j.waiting, j.lossLocked())
+			j.startLocked()
+		}
 		if !errors.Is(err, unix.EAGAIN) {
 			return err
 		}
@@ -100,11 +104,26 @@ func (j *journal) sendLocked(entry []byte, patient bool) error {
 	}
 	j.waiting = append(j.waiting, bytes.Clone(entry))
 	j.size += len(entry)
+	j.startLocked()
+	return nil
+}
+
+// startLocked has sent what waits.
+func (j *journal) startLocked() {
 	if !j.sending {
 		j.sending = true
 		j.wg.Go(j.catchUp) // ends with what waits, or at close
 	}
-	return nil
+}
+
+// lossLocked is an entry that says how many were lost, once.
+func (j *journal) lossLocked() []byte {
+	said := appendField(nil, "PRIORITY", strconv.Itoa(int(sdjournal.PriWarning)))
+	said = appendField(said, "SYSLOG_IDENTIFIER", "fpmd")
+	said = appendField(said, "MESSAGE", fmt.Sprintf("fpmd: write the log: the journal is written again, %d lines were lost", j.lost))
+	j.size += len(said)
+	j.lost = 0
+	return said
 }
 
 // catchUp sends what waits.
@@ -124,12 +143,7 @@ func (j *journal) catchUp() {
 			j.lost++
 		}
 		if len(j.waiting) == 0 && j.lost > 0 && err == nil {
-			said := appendField(nil, "PRIORITY", strconv.Itoa(int(sdjournal.PriWarning)))
-			said = appendField(said, "SYSLOG_IDENTIFIER", "fpmd")
-			said = appendField(said, "MESSAGE", fmt.Sprintf("fpmd: write the log: the journal is written again, %d lines were lost", j.lost))
-			j.waiting = append(j.waiting, said)
-			j.size += len(said)
-			j.lost = 0
+			j.waiting = append(j.waiting, j.lossLocked())
 		}
 	}
 	j.sending = false

@@ -189,3 +189,37 @@ func TestJournalGone(t *testing.T) {
 		t.Errorf("the entry is %q", got)
 	}
 }
+
+// How much was lost with a journald that ended while it was behind is said to the next one.
+func TestJournalGoneWhileItIsBehind(t *testing.T) {
+	f := newFakeJournald(t)
+	log, j := f.logger(t.Output())
+	defer j.close()
+	sending := func() bool {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return j.sending
+	}
+	for !sending() {
+		log.Info("line")
+	}
+	path := f.path()
+	f.conn.Close()
+	for sending() {
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.conn = conn
+	log.Info("read again")
+	for _, want := range []string{`level=INFO msg="read again"`, "fpmd: write the log: the journal is written again, 1 lines were lost"} {
+		if got := f.entry()["MESSAGE"]; got != want {
+			t.Errorf("the entry is %q, want %q", got, want)
+		}
+	}
+}
