@@ -245,9 +245,9 @@ func (w *worker) start(ctx context.Context) error {
 	}
 	greeted := make(chan error, proc.slots)
 	deadline := began.Add(cfg.StartTimeout)
-	connect := func(slots []*slot) {
+	connect := func(slots []*slot, deadline time.Time) {
 		for _, s := range slots {
-			w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends at deadline, or with the process
+			w.wg.Go(func() { greeted <- w.connect(s, deadline) }) // ends then, or with the process
 		}
 	}
 	var rest []*slot // that wait for the probe
@@ -260,7 +260,7 @@ func (w *worker) start(ctx context.Context) error {
 			greeted <- err
 		})
 	} else {
-		connect(w.slots)
+		connect(w.slots, deadline)
 	}
 	if cfg.SlowTimeout > 0 {
 		w.wg.Go(w.watchSlow) // ends with the process
@@ -285,7 +285,7 @@ func (w *worker) start(ctx context.Context) error {
 		<-w.gone
 		return &startError{launch: l, cause: err, lines: proc.tail()}
 	}
-	connect(rest)
+	connect(rest, time.Now().Add(cfg.StartTimeout)) // the answer may have taken longer than what was left of the first
 	w.tellReady(time.Since(began), status)
 	go w.greetings(greeted, proc.slots-1) // ends when the goroutines do that connect
 	return nil
