@@ -442,6 +442,7 @@ func (p *pool) stop(ctx context.Context) {
 		gens = append(gens, p.kept.gen)
 	}
 	p.unkeepLocked("fpmd stops")
+	p.mgr.rations.leaveLocked(p) // others may still have somebody to answer
 	p.mu.Unlock()
 	for _, g := range gens {
 		if g != nil {

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -92,6 +93,20 @@ func (r *rations) join(cfg *PoolConfig) *claim {
 	defer r.mu.Unlock()
 	r.claims = append(r.claims, c)
 	return c
+}
+
+// leaveLocked has p, which stops, ask for nothing any more: its workers are others' as soon as they are gone. p.mu is held.
+func (r *rations) leaveLocked(p *pool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.claims = slices.DeleteFunc(r.claims, func(c *claim) bool { return c == p.claim })
+	for w := range p.workers {
+		if w.gen == p.gen && (w.state == starting || w.servesLocked()) && !w.vacates {
+			w.vacates = true
+			r.leaving++
+		}
+	}
+	r.kickAll()
 }
 
 // set changes how many workers all pools may have.

@@ -221,3 +221,25 @@ func TestMaxWorkersHolds(t *testing.T) {
 		})
 	}
 }
+
+// A pool that has stopped, as others still have somebody to answer, leaves them its share of max_workers, and none of
+// it is lost when it is told twice.
+func TestStoppedPoolMakesRoom(t *testing.T) {
+	ondemand := PoolConfig{PM: OnDemand, Workers: 3, IdleTimeout: time.Hour}
+	inTowns(t, 3, []PoolConfig{ondemand, ondemand}, func(t *testing.T, towns []*town) {
+		time.Sleep(2 * time.Hour)
+		towns[0].ask(3, time.Second)
+		towns[0].many.Wait()
+		time.Sleep(neededFor)
+		wantServing(t, "before", towns, 3, 0)
+		towns[1].config().QueueTimeout = 10 * time.Second
+		go towns[0].stop(t.Context()) // ends with its workers
+		towns[1].ask(3, 5*time.Second)
+		time.Sleep(time.Second)
+		wantServing(t, "when one has stopped", towns, 0, 3)
+		towns[1].wantOutcomes(map[outcome]int{ok: 3})
+		if n := towns[0].mgr.rations.leaving; n != 0 {
+			t.Errorf("%d workers that are gone still count", n)
+		}
+	})
+}

@@ -65,7 +65,7 @@ func (g *generation) steward() {
 		}
 		now := time.Now()
 		p.mu.Lock()
-		if g != p.gen { // it is kept, and rollback kicks it, or about to be retired
+		if g != p.gen || p.stopped { // it is kept, and rollback kicks it, or about to be retired
 			p.mu.Unlock()
 			t.Stop()
 			continue
