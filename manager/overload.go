@@ -8,7 +8,7 @@ import "time"
 // order in which they came. When the queue fails them, who has come last is served first, as the
 // one who is most likely to be still there; who has come since and has waited for overloadWait is refused, since
 // his turn would only come when it is over; and a full queue has room for who comes, in the place of the
-// one who has waited longest.
+// one who has waited longest. Where no more wait than there are slots, all of that is as without overload.
 //
 // All is guarded by pool.mu.
 type overload struct {
@@ -17,6 +17,7 @@ type overload struct {
 	standing time.Time // since when somebody waits at any time
 	missed   float64   // the share of those who waited in vain, of the recent ones
 	lastMiss time.Time // when one did
+	lastLate time.Time // when one had waited for overloadWait
 	refused  int       // by us, since it began
 	left     int       // by themselves
 }
@@ -30,7 +31,7 @@ const (
 	recentWaits = 64
 	// overloadWait is how long one may wait under it.
 	overloadWait = time.Second
-	// calm is how long nobody must have waited in vain, and nobody waits then, for it to be over.
+	// calm is how long nobody must have waited in vain, or for overloadWait, and few wait then, for it to be over.
 	calm = 10 * time.Second
 )
 
@@ -52,7 +53,7 @@ func (p *pool) queueLocked(x *exchange, now time.Time, again bool) {
 
 // nextLocked is who is served next, of a queue that is not empty.
 func (p *pool) nextLocked() *exchange {
-	if p.over.on() {
+	if p.over.on() && !p.fewWaitLocked() {
 		return p.queue.last()
 	}
 	return p.queue.first()
@@ -72,7 +73,7 @@ func (p *pool) popNextLocked() (x *exchange, ok bool) {
 // makeRoomLocked refuses who has waited longest in the favour of who comes, if there is overload, and reports
 // whether it has.
 func (p *pool) makeRoomLocked() bool {
-	if !p.over.on() {
+	if !p.over.on() || p.fewWaitLocked() { // who has waited longest has not waited for long
 		return false
 	}
 	x, there := p.queue.pop()
@@ -92,10 +93,20 @@ func (p *pool) patienceLocked(x *exchange, now time.Time) time.Time {
 }
 
 // sparedLocked reports whether who has waited for overloadWait may wait on: it is over, workers are on
-// their way, or so few wait that a slot might find nobody.
-func (p *pool) sparedLocked() bool {
+// their way, or so few wait that a slot might find nobody. That one has waited for so long is noted.
+func (p *pool) sparedLocked(now time.Time) bool {
+	if !p.over.on() {
+		return true
+	}
+	p.over.lastLate = now
+	return p.fewWaitLocked() || !p.wholeLocked()
+}
+
+// fewWaitLocked reports whether so few wait that the turn of all of them comes at once. The order in which they came is
+// the best then: by another, who is first might wait for ever, though the pool does all that it is asked for.
+func (p *pool) fewWaitLocked() bool {
 	_, slots, _ := p.servingLocked()
-	return !p.over.on() || p.queue.n <= slots || !p.wholeLocked()
+	return p.queue.n <= slots
 }
 
 // wholeLocked reports whether the pool has the workers that it is going to have for now. A
@@ -132,6 +143,9 @@ func (p *pool) miss(o outcome) (summed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l, now := &p.over, time.Now()
+	if !l.on() && now.Sub(l.lastMiss) >= calm {
+		l.missed = 0 // of another time
+	}
 	l.missed += (1 - l.missed) / recentWaits
 	l.lastMiss = now
 	if !l.on() {
@@ -154,8 +168,12 @@ func (p *pool) miss(o outcome) (summed bool) {
 func (p *pool) tellOverload(now time.Time, stop bool) (again time.Time) {
 	p.mu.Lock()
 	l := p.over
-	calmed := now.Sub(l.lastMiss) >= calm
-	begins, ends := l.on() && !l.told, l.on() && (stop || calmed && p.queue.n == 0)
+	troubled := l.lastMiss
+	if l.lastLate.After(troubled) {
+		troubled = l.lastLate
+	}
+	calmed := now.Sub(troubled) >= calm
+	begins, ends := l.on() && !l.told, l.on() && (stop || calmed && p.fewWaitLocked())
 	p.over.told = l.on()
 	if ends {
 		p.over = overload{standing: l.standing}
@@ -173,9 +191,9 @@ func (p *pool) tellOverload(now time.Time, stop bool) (again time.Time) {
 	switch {
 	case !l.on():
 		return time.Time{}
-	case calmed: // somebody waits still
+	case calmed: // many wait still
 		return now.Add(time.Second)
 	default:
-		return l.lastMiss.Add(calm)
+		return troubled.Add(calm)
 	}
 }

@@ -273,3 +273,65 @@ func TestTakenBackUnderOverload(t *testing.T) {
 		}
 	})
 }
+
+// Overload is over when those who ask are no more than a pool can serve, though somebody waits at any time, such as a few
+// clients who ask again as soon as they are answered; and none of them has to wait for the others for ever.
+func TestOverloadEndsWhileFewWait(t *testing.T) {
+	inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.config().QueueTimeout = 10 * time.Second
+		v.newCrowd().comeFor(30*time.Second, 400, 20*time.Millisecond, 2*time.Second)
+		v.wantTold(1, 0)
+		v.wait(2 * time.Second) // those who are left are refused
+		c := v.newCrowd()
+		end := time.Now().Add(time.Minute)
+		for range 6 {
+			v.many.Go(func() { // ends then
+				for time.Now().Before(end) {
+					<-c.come(20*time.Millisecond, 0)
+				}
+			})
+		}
+		v.wait(30 * time.Second)
+		v.wantTold(1, 1)
+		v.many.Wait()
+		if len(c.ended) != 1 || slices.Max(c.queued[ok]) > 100*time.Millisecond {
+			t.Errorf("they ended with %v, and waited for up to %v", c.ended, slices.Max(c.queued[ok]))
+		}
+	})
+}
+
+// A queue that has no more places than the pool has slots is short under overload, too: who comes, and finds it full, is
+// refused, and not somebody whose turn is next.
+func TestOverloadOfAShortQueue(t *testing.T) {
+	inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.config().QueueSize = 3
+		v.newCrowd().comeFor(10*time.Second, 400, 20*time.Millisecond, 0)
+		v.wantTold(1, 0)
+		c := v.newCrowd()
+		c.comeFor(10*time.Second, 400, 20*time.Millisecond, 0)
+		v.many.Wait()
+		if most := slices.Max(c.queued[queueFull]); most > 0 {
+			t.Errorf("one was refused after %v", most)
+		}
+		if most := slices.Max(c.queued[ok]); most > 20*time.Millisecond || c.ended[ok] < 1900 {
+			t.Errorf("%v, who waited for up to %v", c.ended, most)
+		}
+	})
+}
+
+// Who waits in vain is no sign of overload because many did so an hour ago, and nobody has waited since.
+func TestOldMissesAreForgotten(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.config().QueueSize = 2
+		v.ask(100, 20*time.Millisecond)
+		v.wait(time.Hour)
+		v.ask(2, 5*time.Second)
+		v.wait(time.Millisecond)
+		v.newCrowd().come(20*time.Millisecond, 2*time.Second) // who leaves
+		v.wait(time.Minute)
+		v.wantTold(0, 0)
+	})
+}

@@ -89,8 +89,8 @@ func (p *pool) wait(x *exchange, end time.Time) outcome {
 		p.mu.Lock()
 		at, s := x.place, x.slot
 		if at == queued && why == queueTimeout && end.Before(x.waitEnd) {
-			if p.sparedLocked() {
-				end, why = p.patienceLocked(x, time.Now()), ok
+			if now := time.Now(); p.sparedLocked(now) {
+				end, why = p.patienceLocked(x, now), ok
 			} else {
 				x.cause = "the pool is overloaded, and no worker came free within " + overloadWait.String()
 			}
