@@ -2,6 +2,7 @@ package manager
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,18 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// weigh looks at the memory of workers that have a limit. One beyond max_memory is due for
-// replacement; one beyond max_memory_hard is killed, and the requests that it has fail.
+// weigh looks at the memory of workers that have a limit, each that of its own generation. One beyond max_memory is due
+// for replacement; one beyond max_memory_hard is killed, and the requests that it has fail.
 func (p *pool) weigh() {
-	cfg := p.config()
-	limit := cfg.MaxMemory
-	if limit == 0 {
-		limit = cfg.MaxMemoryHard
-	}
-	if limit == 0 {
-		return
-	}
 	for _, w := range p.workersOf(nil) {
+		cfg := w.gen.cfg
+		limit := cmp.Or(cfg.MaxMemory, cfg.MaxMemoryHard)
+		if limit == 0 {
+			continue
+		}
 		p.mu.Lock()
 		proc := w.proc
 		p.mu.Unlock()

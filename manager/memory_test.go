@@ -40,6 +40,32 @@ func TestWeigh(t *testing.T) {
 	p.wg.Wait()
 }
 
+// A worker of a generation that was replaced, and is kept or finishes what it has, has the limit that it was
+// started with, whatever the next one has.
+func TestWeighByItsOwnLimit(t *testing.T) {
+	const little = 4 << 10
+	for _, tt := range []struct {
+		its, next int64
+		due       bool
+	}{{0, little, false}, {little, 0, true}} {
+		p := newPool(&Manager{log: slog.New(slog.NewTextHandler(io.Discard, nil))}, &PoolConfig{MaxMemory: tt.its})
+		g := p.newGeneration(p.config())
+		p.cfg.Store(&PoolConfig{MaxMemory: tt.next})
+		p.mu.Lock()
+		w := g.newWorkerLocked("")
+		w.proc = startWorker(t, shell(t, ready+"sleep 1000; exit"))
+		p.mu.Unlock()
+		p.weigh()
+		p.mu.Lock()
+		if due := w.due != ""; due != tt.due {
+			t.Errorf("of limit %d, when the next one has %d: due because of %q", tt.its, tt.next, w.due)
+		}
+		close(w.gone)
+		p.mu.Unlock()
+		p.wg.Wait()
+	}
+}
+
 // What workers share counts by their part of it; where the kernel does not say how large that
 // is, not at all; and while all of it is not too much, nobody asks.
 func TestMemoryOf(t *testing.T) {
