@@ -49,23 +49,31 @@ const (
 	quietTime = 5 * time.Second
 )
 
-// atLimit reports whether requests wait and no worker more may be started: workers is those that serve, or are on
-// their way.
+// atLimit reports whether requests wait, and as many workers serve as there may be. Who waits for workers that are
+// still loading does not wait for want of more.
 func atLimit(queued, workers, size int) bool { return queued > 0 && workers >= size }
+
+// queueFullLocked notes that somebody is refused since the queue is full, and reports whether that is to be told. Under
+// overload it is not, of which that is a part; what was told before is not over while there is overload.
+func (p *pool) queueFullLocked(now time.Time) (begins bool) {
+	return (!p.over.on() || p.full.started() != nil) && p.full.meet(now)
+}
 
 // look tells of episodes that begin or are over.
 func (p *pool) look(now time.Time) {
 	p.mu.Lock()
 	workers := 0
 	for w := range p.workers {
-		if w.gen == p.gen && (w.state == starting || w.servesLocked()) {
+		if w.gen == p.gen && w.servesLocked() {
 			workers++
 		}
 	}
 	queued := p.queue.n
 	most := p.size
-	if ration := p.mgr.rations.of(p); ration > 0 {
-		most = min(most, ration)
+	ration := p.mgr.rations.of(p)
+	shared := ration > 0 && ration < most
+	if shared {
+		most = ration
 	}
 	at := atLimit(queued, workers, most) && !p.stopped
 	begins := at && p.pressed && p.limit.meet(now)
@@ -73,12 +81,12 @@ func (p *pool) look(now time.Time) {
 	limit, limitOver := p.limit.end(now, quietTime)
 	var full episode
 	fullOver := false
-	if queued < max(1, p.config().QueueSize) {
+	if queued < max(1, p.config().QueueSize) && !p.over.on() {
 		full, fullOver = p.full.end(now, quietTime)
 	}
 	p.mu.Unlock()
 	if begins {
-		p.tellAtLimit(workers, queued)
+		p.tellAtLimit(workers, queued, shared)
 	}
 	if limitOver {
 		p.tellLimitOver(limit)

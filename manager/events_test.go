@@ -251,6 +251,33 @@ func TestPoolAtItsLimit(t *testing.T) {
 	}
 }
 
+// A pool whose workers are all still loading is not at its limit: who waits does not wait for want of more.
+func TestLoadingIsNoLimit(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 2}, func(v *town) { v.load = 10 * time.Second }, func(t *testing.T, v *town) {
+		v.ask(4, 20*time.Second)
+		v.lookFor(19) // one comes up after the other
+		if v.told("pool at its limit") > 0 {
+			t.Error("it is said to be")
+		}
+		v.lookFor(5)
+		if v.told("pool at its limit") != 1 {
+			t.Error("then, it is not said")
+		}
+	})
+}
+
+// A pool that max_workers keeps from having more workers says so.
+func TestLimitOfAllPools(t *testing.T) {
+	inTowns(t, 3, []PoolConfig{{PM: OnDemand, Workers: 9}, {PM: Static, Workers: 1}}, func(t *testing.T, towns []*town) {
+		v := towns[0]
+		v.ask(9, 20*time.Second)
+		v.lookFor(10)
+		if v.told(`msg="pool at its limit" pool=town workers=2 `) != 1 || v.told("if max_workers has them") != 1 {
+			t.Error(v.log)
+		}
+	})
+}
+
 // A queue without room says so once, and in the end how many it had no room for.
 func TestQueueFullEpisode(t *testing.T) {
 	inTown(t, PoolConfig{PM: Static, Workers: 1}, func(v *town) {

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,4 +335,46 @@ func TestOldMissesAreForgotten(t *testing.T) {
 		v.wait(time.Minute)
 		v.wantTold(0, 0)
 	})
+}
+
+// That the queue is full is told before overload begins, and not of what is overload, and is over when that is.
+func TestFullQueueUnderOverload(t *testing.T) {
+	for _, tt := range []struct {
+		queue, told int
+	}{
+		{50, 1},  // it is full before anybody waits for a second
+		{400, 0}, // it is full when more come
+	} {
+		inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {
+			v.wait(time.Minute)
+			v.config().QueueSize = tt.queue
+			v.config().QueueTimeout = 600 * time.Millisecond
+			ended := make(chan struct{})
+			v.many.Go(func() { // ends when all have come
+				defer close(ended)
+				v.newCrowd().comeFor(5*time.Second, 400, 20*time.Millisecond, 0)
+				v.newCrowd().comeFor(15*time.Second, 1000, 20*time.Millisecond, 0)
+			})
+			for done := false; !done; {
+				v.lookFor(1)
+				select {
+				case <-ended:
+					done = true
+				default:
+				}
+			}
+			v.wantTold(1, 0)
+			if over := v.told("queue has room again"); over > 0 {
+				t.Errorf("of %d places, %d times it is told that there is room, though there is overload", tt.queue, over)
+			}
+			v.lookFor(30)
+			v.wantTold(1, 1)
+			if full, over := v.told(`msg="queue full"`), v.told("queue has room again"); full != tt.told || over != tt.told {
+				t.Errorf("of %d places, %d times it is told that it is full, and %d times that it is not, want %d", tt.queue, full, over, tt.told)
+			}
+			if full, over := strings.Index(v.log.String(), "queue has room again"), strings.Index(v.log.String(), "overload is over"); full >= 0 && full < over {
+				t.Error("there is room before overload is over")
+			}
+		})
+	}
 }

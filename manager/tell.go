@@ -215,10 +215,15 @@ func (p *pool) worksLocked() {
 	}
 }
 
-func (p *pool) tellAtLimit(workers, queued int) {
-	const next = "they wait for up to queue_timeout, as many as queue_size; more workers answer more at once"
+// tellAtLimit says that requests wait, and the pool has no more workers: for its own limit, or, shared, for that of all.
+func (p *pool) tellAtLimit(workers, queued int, shared bool) {
+	next := "they wait for up to queue_timeout, as many as queue_size; more workers answer more at once"
 	e := p.event(EventAtLimit)
 	e.Workers, e.Queued = workers, queued
+	if shared {
+		next += ", if max_workers has them for this pool"
+		e.Cause = "max_workers leaves it no more"
+	}
 	p.record(e)
 	p.log.Warn("pool at its limit", "workers", workers, "queued", queued, "next", next)
 }

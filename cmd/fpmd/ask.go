@@ -424,7 +424,11 @@ func (r *report) write(w io.Writer, now time.Time) error {
 			fmt.Fprintf(w, "  queue full, on and off, for %s: %d requests refused\n", age(now.Sub(*p.QueueFull)), p.Refused)
 		}
 		if p.AtLimit != nil {
-			fmt.Fprintf(w, "  at its limit of %d workers for %s\n", p.Size, age(now.Sub(*p.AtLimit)))
+			most := p.Size
+			if p.Ration > 0 {
+				most = min(most, p.Ration)
+			}
+			fmt.Fprintf(w, "  at its limit of %d workers for %s\n", most, age(now.Sub(*p.AtLimit)))
 		}
 		if p.Error != "" && p.State != "serving" {
 			fmt.Fprintf(w, "  no worker: %s\n", strings.ReplaceAll(printable(p.Error), "\n", "\n    "))
