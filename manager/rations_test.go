@@ -243,3 +243,20 @@ func TestStoppedPoolMakesRoom(t *testing.T) {
 		}
 	})
 }
+
+// A static pool that is to have more workers has them when others', that were on their way, have not come up.
+func TestStaticPoolHasWhatOthersFailToTake(t *testing.T) {
+	ondemand := PoolConfig{PM: OnDemand, Workers: 9, IdleTimeout: time.Second}
+	inTowns(t, 6, []PoolConfig{ondemand, {PM: Static, Workers: 2}}, func(t *testing.T, towns []*town) {
+		one, fixed := towns[0], towns[1]
+		one.mgr.starts = make(chan struct{}, 9)
+		one.set(func() { one.load, one.failing = 10*time.Second, 1 })
+		one.ask(20, time.Second)
+		time.Sleep(5 * time.Second)
+		fixed.scale(2)
+		time.Sleep(10 * time.Second)
+		wantServing(t, "when they have not come up", towns, 0, 4)
+		one.set(func() { one.load, one.failing = time.Second, 0 })
+		one.many.Wait()
+	})
+}

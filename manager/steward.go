@@ -323,6 +323,9 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 			d.leave = h.idlers(cfg, &d)
 		}
 	}
+	if more > h.room { // others may make some, without a word: by workers that do not come up
+		d.lookAt(h.now.Add(batchEvery))
+	}
 	// Who is ordered waits for his turn, and comes even if nobody needs him by then.
 	more = min(more, h.ahead-h.launching, h.room)
 	if h.unproven { // an application that is broken says so once, and not once for each worker
