@@ -3,6 +3,9 @@ package manager
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -376,4 +379,33 @@ func TestFailingIsToldOnce(t *testing.T) {
 		v.wait(2 * time.Minute)
 		want("when somebody has", 1, 1)
 	})
+}
+
+// A process that a worker has started is not taken for a worker that had its number before; once it is gone, that is
+// who had it.
+func TestWhyOfANumberUsedAgain(t *testing.T) {
+	m := &Manager{log: slog.New(slog.DiscardHandler)}
+	p := newPool(m, &PoolConfig{Name: "app"})
+	m.pools = []*pool{p}
+	p.gen = p.newGeneration(p.config())
+	p.mu.Lock()
+	w := p.gen.newWorkerLocked("")
+	w.id, w.proc = 3, &process{pid: os.Getpid()}
+	p.mu.Unlock()
+	defer p.wg.Wait()
+	defer close(w.gone)
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := child.Process.Pid
+	m.events.add(Event{Kind: EventExit, Pool: "app", Worker: 2, PID: pid})
+	if s, err := m.Why(pid); err != nil || s.Worker != 3 || s.Child != pid {
+		t.Errorf("while it lives: worker %d, %v", s.Worker, err)
+	}
+	_ = child.Process.Kill()
+	_ = child.Wait()
+	if s, err := m.Why(pid); err != nil || s.Worker != 2 || s.Child != 0 {
+		t.Errorf("when it is gone: worker %d, %v", s.Worker, err)
+	}
 }

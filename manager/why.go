@@ -27,7 +27,7 @@ type Story struct {
 // started, of that one.
 func (m *Manager) Why(pid int) (Story, error) {
 	all := m.kept()
-	if id := m.workerOf(pid, all); id > 0 {
+	if id := m.workerOf(pid, nil); id > 0 {
 		return m.story(id, all), nil
 	}
 	for _, of := range relatives(pid) {
@@ -36,6 +36,9 @@ func (m *Manager) Why(pid int) (Story, error) {
 			s.Child = pid
 			return s, nil
 		}
+	}
+	if id := m.workerOf(pid, all); id > 0 { // only now: the system may have given the number to another meanwhile
+		return m.story(id, all), nil
 	}
 	return Story{}, fmt.Errorf("no worker has the pid %d, and none is known to have had it: %s", pid, m.memory())
 }
