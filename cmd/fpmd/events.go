@@ -65,7 +65,7 @@ func isDuration(s string) bool {
 	return err == nil
 }
 
-// sinceTime reads a time, of today where it has no date, or how long before now it was.
+// sinceTime reads a time, the last one that there was where it has no date, or how long before now it was.
 func sinceTime(s string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
 		return now.Add(-d), nil
@@ -78,7 +78,10 @@ func sinceTime(s string, now time.Time) (time.Time, error) {
 	for _, layout := range []string{time.TimeOnly, "15:04"} {
 		if t, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
 			y, m, d := now.Date()
-			return time.Date(y, m, d, t.Hour(), t.Minute(), t.Second(), 0, now.Location()), nil
+			if t = time.Date(y, m, d, t.Hour(), t.Minute(), t.Second(), 0, now.Location()); t.After(now) {
+				t = t.AddDate(0, 0, -1)
+			}
+			return t, nil
 		}
 	}
 	return time.Time{}, errors.New(`want how long ago, such as 10m, or a time, such as 15:04 or "2006-01-02 15:04"`)
