@@ -86,6 +86,8 @@ func (p *pool) try(ctx context.Context) Trial {
 
 const slipOfThePen = "a slip of the pen at the line that the output names; where that is right, the application wants another version of Python than python runs"
 
+const redirected = "the application wants https (SECURE_SSL_REDIRECT of Django), which a probe such as \"https://www.example.com/healthz\" has, a slash at the end, or somebody who has logged in"
+
 // hints are what is usually wrong where a worker's last words contain a text.
 var hints = []struct{ text, hint string }{
 	{"No module named", "the module is not below directory or python_path, or python is not the interpreter of its virtual environment"},
@@ -98,7 +100,9 @@ var hints = []struct{ text, hint string }{
 	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},
 	{"Address already in use", "the application listens on an address of its own: under fpmd it must not"},
 	{"exited with status 0", "the program is no worker: it must end with fpmd's worker package, or speak the exchange (PROTOCOL.md)"},
-	{"status 400, want", "the application answers for hosts that it knows (ALLOWED_HOSTS of Django), and localhost is none: want one in the probe, such as \"https://www.example.com/healthz\""},
+	{"status 400, want", "the application answers for hosts that it knows (ALLOWED_HOSTS of Django): a probe that is a path asks for localhost, one such as \"https://www.example.com/healthz\" for its own"},
+	{"status 301, want", redirected},
+	{"status 302, want", redirected},
 	{"status 404, want", "the application has no such path; a probe includes script_name"},
 	{"start_timeout", "loading takes longer than start_timeout, or waits for something: a database, a lock, a terminal"},
 }

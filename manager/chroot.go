@@ -41,7 +41,7 @@ func rootsAlone(dir string) error {
 	for at := dir; ; at = filepath.Dir(at) {
 		var st unix.Stat_t
 		if err := unix.Lstat(at, &st); err != nil {
-			return &fs.PathError{Op: "stat", Path: at, Err: err}
+			return fmt.Errorf("%w: want a folder that is there", &fs.PathError{Op: "stat", Path: at, Err: err})
 		}
 		switch {
 		case st.Mode&unix.S_IFMT != unix.S_IFDIR:

@@ -419,7 +419,23 @@ func Nearest(word string, words []string) string {
 			best, least = w, d
 		}
 	}
-	return best
+	if least <= 1 || len(plain) < 3 {
+		return best
+	}
+	var longer []string // which were not written out
+	for _, w := range words {
+		if strings.HasPrefix(w, plain) {
+			longer = append(longer, w)
+		}
+	}
+	switch len(longer) {
+	case 0:
+		return best
+	case 1:
+		return longer[0]
+	default:
+		return ""
+	}
 }
 
 // distance counts the letters to insert, remove, change, or swap with their

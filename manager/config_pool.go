@@ -491,7 +491,7 @@ func (l *loader) checkMaxWorkers(main *document) {
 	}
 	if most > 0 && most < fixed+others {
 		key := toml.Key{"supervisor", "max_workers"}
-		l.refuse(main, main.line(key), key.String(), strconv.Itoa(most), "the static pools have %d workers, and of the others %d want one each: want %d or more, or fewer workers", fixed, others, fixed+others)
+		l.refuse(main, main.line(key), key.String(), strconv.Itoa(most), "the static pools have %d workers, and each of the %d others wants one: want %d or more, or fewer workers", fixed, others, fixed+others)
 	}
 }
 

@@ -53,12 +53,6 @@ const (
 // still loading does not wait for want of more.
 func atLimit(queued, workers, size int) bool { return queued > 0 && workers >= size }
 
-// queueFullLocked notes that somebody is refused since the queue is full, and reports whether that is to be told. Under
-// overload it is not, of which that is a part; what was told before is not over while there is overload.
-func (p *pool) queueFullLocked(now time.Time) (begins bool) {
-	return (!p.over.on() || p.full.started() != nil) && p.full.meet(now)
-}
-
 // look tells of episodes that begin or are over.
 func (p *pool) look(now time.Time) {
 	p.mu.Lock()
@@ -71,11 +65,11 @@ func (p *pool) look(now time.Time) {
 	queued := p.queue.n
 	most := p.size
 	ration := p.mgr.rations.of(p)
-	shared := ration > 0 && ration < most
-	if shared {
+	rationed := ration > 0 && ration < most
+	if rationed {
 		most = ration
 	}
-	at := atLimit(queued, workers, most) && !p.stopped
+	at := atLimit(queued, workers, most) && !p.stopped && !p.over.on() // which says it already
 	begins := at && p.pressed && p.limit.meet(now)
 	p.pressed = at
 	limit, limitOver := p.limit.end(now, quietTime)
@@ -86,7 +80,7 @@ func (p *pool) look(now time.Time) {
 	}
 	p.mu.Unlock()
 	if begins {
-		p.tellAtLimit(workers, queued, shared)
+		p.tellAtLimit(workers, queued, rationed)
 	}
 	if limitOver {
 		p.tellLimitOver(limit)

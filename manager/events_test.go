@@ -269,18 +269,6 @@ func TestLoadingIsNoLimit(t *testing.T) {
 	})
 }
 
-// A pool that max_workers keeps from having more workers says so.
-func TestLimitOfAllPools(t *testing.T) {
-	inTowns(t, 3, []PoolConfig{{PM: OnDemand, Workers: 9}, {PM: Static, Workers: 1}}, func(t *testing.T, towns []*town) {
-		v := towns[0]
-		v.ask(9, 20*time.Second)
-		v.lookFor(10)
-		if v.told(`msg="pool at its limit" pool=town workers=2 `) != 1 || v.told("if max_workers has them") != 1 {
-			t.Error(v.log)
-		}
-	})
-}
-
 // A queue without room says so once, and in the end how many it had no room for.
 func TestQueueFullEpisode(t *testing.T) {
 	inTown(t, PoolConfig{PM: Static, Workers: 1}, func(v *town) {

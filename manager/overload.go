@@ -153,7 +153,8 @@ func (p *pool) miss(o outcome) (summed bool) {
 			return false
 		}
 		l.since = now
-		p.gen.kick() // the steward tells of it
+		p.full, p.limit = episode{}, episode{} // it is more of the same, and ends both
+		p.gen.kick()                           // the steward tells of it
 	}
 	if o == clientGone {
 		l.left++

@@ -2,7 +2,6 @@ package manager
 
 import (
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -337,44 +336,33 @@ func TestOldMissesAreForgotten(t *testing.T) {
 	})
 }
 
-// That the queue is full is told before overload begins, and not of what is overload, and is over when that is.
-func TestFullQueueUnderOverload(t *testing.T) {
-	for _, tt := range []struct {
-		queue, told int
-	}{
-		{50, 1},  // it is full before anybody waits for a second
-		{400, 0}, // it is full when more come
-	} {
-		inTown(t, fourOf20ms, nil, func(t *testing.T, v *town) {
-			v.wait(time.Minute)
-			v.config().QueueSize = tt.queue
-			v.config().QueueTimeout = 600 * time.Millisecond
-			ended := make(chan struct{})
-			v.many.Go(func() { // ends when all have come
-				defer close(ended)
-				v.newCrowd().comeFor(5*time.Second, 400, 20*time.Millisecond, 0)
-				v.newCrowd().comeFor(15*time.Second, 1000, 20*time.Millisecond, 0)
-			})
-			for done := false; !done; {
-				v.lookFor(1)
-				select {
-				case <-ended:
-					done = true
-				default:
-				}
-			}
-			v.wantTold(1, 0)
-			if over := v.told("queue has room again"); over > 0 {
-				t.Errorf("of %d places, %d times it is told that there is room, though there is overload", tt.queue, over)
-			}
-			v.lookFor(30)
-			v.wantTold(1, 1)
-			if full, over := v.told(`msg="queue full"`), v.told("queue has room again"); full != tt.told || over != tt.told {
-				t.Errorf("of %d places, %d times it is told that it is full, and %d times that it is not, want %d", tt.queue, full, over, tt.told)
-			}
-			if full, over := strings.Index(v.log.String(), "queue has room again"), strings.Index(v.log.String(), "overload is over"); full >= 0 && full < over {
-				t.Error("there is room before overload is over")
-			}
-		})
-	}
+// Under overload the log and the status have it alone: that its queue is full, and that it has all workers that it may
+// have, is part of it, and over with it.
+func TestOverloadSaysItAll(t *testing.T) {
+	inTown(t, fourOf20ms, func(v *town) {
+		cfg := *v.config()
+		cfg.QueueSize = 20
+		v.cfg.Store(&cfg)
+	}, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		c := v.newCrowd()
+		go c.comeFor(30*time.Second, 400, 20*time.Millisecond, time.Minute)
+		v.lookFor(20)
+		before := v.status()
+		v.wantTold(1, 0)
+		if full, limit := v.told("queue full"), v.told("pool at its limit"); full > 1 || limit > 1 {
+			t.Errorf("told %d times of a full queue, and %d times of a limit, want what there was before the overload", full, limit)
+		}
+		if before.Overloaded == nil || before.QueueFull != nil || before.AtLimit != nil || before.Refused < 1000 {
+			t.Errorf("the status: overloaded since %v, full since %v, at its limit since %v, %d refused", before.Overloaded, before.QueueFull, before.AtLimit, before.Refused)
+		}
+		v.lookFor(60)
+		v.wantTold(1, 1)
+		if room, below := v.told("queue has room again"), v.told("pool below its limit again"); room+below > 0 {
+			t.Errorf("told %d times of room, and %d times of no limit", room, below)
+		}
+		if s := v.status(); s.Overloaded != nil || s.Refused != 0 {
+			t.Errorf("in the end: %+v", s)
+		}
+	})
 }

@@ -51,15 +51,13 @@ func (p *pool) acquire(x *exchange) outcome {
 	}
 	now := time.Now()
 	if !x.bounced { // else it has waited, and its time runs on
-		if queued := p.queue.n; queued >= p.config().QueueSize {
-			begins, room := p.queueFullLocked(now), p.makeRoomLocked()
-			if !room {
-				p.mu.Unlock()
-				if begins {
-					p.tellQueueFull(queued)
-				}
-				return queueFull
+		if queued := p.queue.n; queued >= p.config().QueueSize && !p.makeRoomLocked() {
+			begins := !p.over.on() && p.full.meet(now)
+			p.mu.Unlock()
+			if begins {
+				p.tellQueueFull(queued)
 			}
+			return queueFull
 		}
 		x.waitEnd = now.Add(p.config().QueueTimeout)
 	}

@@ -124,6 +124,20 @@ func TestMaxWorkersIsShared(t *testing.T) {
 	})
 }
 
+// A pool that has as many workers as max_workers leaves it says that, and not that it wants more of its own.
+func TestLimitByMaxWorkers(t *testing.T) {
+	ondemand := PoolConfig{PM: OnDemand, Workers: 20, IdleTimeout: 10 * time.Second}
+	inTowns(t, 2, []PoolConfig{ondemand}, func(t *testing.T, towns []*town) {
+		v := towns[0]
+		v.ask(100, 500*time.Millisecond)
+		v.lookFor(5)
+		if v.told("pool at its limit") != 1 || v.told("max_workers leaves the pool no more") != 1 || v.told("more workers answer more") != 0 {
+			t.Errorf("it has said:\n%s", v.log)
+		}
+		v.many.Wait()
+	})
+}
+
 // A request that comes to a pool that has no worker, as others have all that there are, waits for no more than
 // one of theirs to be done, and for the start of its own.
 func TestNobodyStarves(t *testing.T) {

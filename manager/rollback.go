@@ -99,13 +99,13 @@ func (p *pool) rollback(by string) error {
 		return ErrStopping
 	}
 	if p.kept == nil {
-		err := fmt.Errorf("pool %s: generation %d goes on serving, for no other is kept: %s", p.name, p.gen.n, p.unkept)
+		err := fmt.Errorf("generation %d goes on serving, for no other is kept: %s", p.gen.n, p.unkept)
 		if !p.unkeptAt.IsZero() {
 			err = fmt.Errorf("%w (%v ago)", err, time.Since(p.unkeptAt).Round(time.Second))
 		}
 		p.mu.Unlock()
 		p.tellRollbackRefused(err, by)
-		return err
+		return fmt.Errorf("pool %s: %w", p.name, err)
 	}
 	g := p.kept.gen
 	var ws []*worker

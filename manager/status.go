@@ -33,7 +33,7 @@ type PoolStatus struct {
 	QueueSize   int            `json:"queue_size"`
 	AtLimit     *time.Time     `json:"at_limit,omitempty"`   // since when requests wait, and there may be no more workers
 	QueueFull   *time.Time     `json:"queue_full,omitempty"` // since when requests are refused, on and off
-	Refused     int            `json:"refused,omitempty"`    // how many, since then
+	Refused     int            `json:"refused,omitempty"`    // how many, since then, or since it is overloaded
 	Connections int            `json:"connections"`
 	Requests    map[string]int `json:"requests"` // since the start, by outcome
 	Resent      uint64         `json:"resent"`   // times that a request which its worker never began was sent to another, since the start
@@ -95,7 +95,7 @@ func (p *pool) status() PoolStatus {
 	}
 	if p.over.on() {
 		since := p.over.since
-		s.Overloaded = &since
+		s.Overloaded, s.Refused = &since, p.over.refused
 	}
 	serving, slots, busy := p.servingLocked()
 	s.Slots, s.Busy = slots, busy

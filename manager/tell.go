@@ -112,7 +112,10 @@ func (w *worker) tellDrainTimeout(requests int) {
 func (w *worker) tellGone(unexpected bool, served uint64) {
 	exit := w.proc.exit().String()
 	e := w.event(EventExit, w.proc.pid)
-	e.Exit, e.Sent, e.Last, e.Served = exit, w.proc.sentBefore(), w.proc.lastLines(), served
+	e.Exit, e.Sent, e.Served = exit, w.proc.sentBefore(), served
+	if !w.readyAt.IsZero() { // else tellNotStarted has its lines
+		e.Last = w.proc.lastLines()
+	}
 	if !unexpected {
 		e.Cause = w.cause
 	}
@@ -215,13 +218,16 @@ func (p *pool) worksLocked() {
 	}
 }
 
-// tellAtLimit says that requests wait, and the pool has no more workers: for its own limit, or, shared, for that of all.
-func (p *pool) tellAtLimit(workers, queued int, shared bool) {
+// tellAtLimit says that requests wait for the workers that there may be; rationed: by max_workers, and not by the
+// pool's own workers.
+func (p *pool) tellAtLimit(workers, queued int, rationed bool) {
 	next := "they wait for up to queue_timeout, as many as queue_size; more workers answer more at once"
+	if rationed {
+		next = "they wait for up to queue_timeout, as many as queue_size; max_workers leaves the pool no more for now"
+	}
 	e := p.event(EventAtLimit)
 	e.Workers, e.Queued = workers, queued
-	if shared {
-		next += ", if max_workers has them for this pool"
+	if rationed {
 		e.Cause = "max_workers leaves it no more"
 	}
 	p.record(e)

@@ -140,7 +140,8 @@ func (l *askLine) parse(name string, args []string, help string, least, most int
 	case n > most:
 		return nil, usageError("%s takes no argument %q: fpmd %s --help", name, f.Arg(most), name)
 	case n < least:
-		return nil, usageError("%s wants more than %q: fpmd %s --help", name, f.Args(), name)
+		usage, _, _ := strings.Cut(strings.TrimPrefix(help, "usage: "), "\n")
+		return nil, usageError("%s wants more arguments: %s", name, usage)
 	}
 	return f.Args(), nil
 }
@@ -418,7 +419,7 @@ func (r *report) write(w io.Writer, now time.Time) error {
 			fmt.Fprintf(w, "  at most %d workers instead of %d: max_workers leaves it no more\n", p.Ration, p.Size)
 		}
 		if p.Overloaded != nil {
-			fmt.Fprintf(w, "  overloaded for %s: who came last is served first\n", age(now.Sub(*p.Overloaded)))
+			fmt.Fprintf(w, "  overloaded for %s: who came last is served first; %d requests refused\n", age(now.Sub(*p.Overloaded)), p.Refused)
 		}
 		if p.QueueFull != nil {
 			fmt.Fprintf(w, "  queue full, on and off, for %s: %d requests refused\n", age(now.Sub(*p.QueueFull)), p.Refused)

@@ -101,6 +101,10 @@ func TestProbe(t *testing.T) {
 		}
 		d.wait("an end of all that do not serve", func() bool { return len(d.status().Pools[0].Workers) == 2 })
 	}
+	events, _ := d.told("events")
+	if n := strings.Count(events, "| RuntimeError: not today"); n != 1 {
+		t.Errorf("events tells %d times what a worker that failed the probe had printed:\n%s", n, events)
+	}
 	if n := d.status().Pools[0].Requests; len(n) != 1 || n["ok"] != 11 {
 		t.Errorf("requests that were counted, of which none is a probe: %v", n)
 	}
@@ -284,7 +288,7 @@ func TestRollbackUnderLoad(t *testing.T) {
 		code int
 		said string
 	}{
-		{[]string{"rollback"}, exitUsage, "rollback wants more than"},
+		{[]string{"rollback"}, exitUsage, "rollback wants more arguments: fpmd rollback [-c FILE] POOL"},
 		{[]string{"rollback", "app", "app"}, exitUsage, "rollback takes no argument \"app\""},
 		{[]string{"rollback", "nobody"}, exitFailure, "there is no pool \"nobody\": want one of app"},
 	} {
