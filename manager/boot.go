@@ -97,6 +97,7 @@ var hints = []struct{ text, hint string }{
 	{"SyntaxError", slipOfThePen},
 	{"ermission denied", "the worker's user may not read the application, or not enter a folder on the way to it: look at user, and at the folders' modes"},
 	{"not found on PATH", "the program is not installed, or env gives another PATH"},
+	{"the interpreter that it names is not", "in a chroot, the loader and the libraries of the program are not in it (ldd names them); else the first line of a script is wrong"},
 	{"no such file or directory", "a path in the configuration is wrong, or what it names is not installed"},
 	{"Address already in use", "the application listens on an address of its own: under fpmd it must not"},
 	{"exited with status 0", "the program is no worker: it must end with fpmd's worker package, or speak the exchange (PROTOCOL.md)"},

@@ -1,7 +1,9 @@
 package manager
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -231,11 +233,35 @@ func (p *PoolConfig) generations() int {
 	return 2
 }
 
+// workers is how many workers of each of pools there may be at once, beside those of other generations: as many as it says, and,
+// where max_workers is less than all of them, those that take most, as each has it.
+func (w *warner) workers(pools []*PoolConfig, each func(*PoolConfig) int64) map[*PoolConfig]int {
+	left := cmp.Or(w.cfg.Supervisor.MaxWorkers, math.MaxInt)
+	workers := make(map[*PoolConfig]int)
+	for _, p := range slices.SortedStableFunc(slices.Values(pools), func(a, b *PoolConfig) int { return cmp.Compare(each(b), each(a)) }) {
+		workers[p] = min(p.Workers, left)
+		left -= workers[p]
+	}
+	return workers
+}
+
+// fewer is what would do where there may be too many workers.
+func (w *warner) fewer() string {
+	if w.cfg.Supervisor.MaxWorkers > 0 {
+		return "fewer, or less max_workers"
+	}
+	return "fewer"
+}
+
 // descriptors warns when the limit can't hold what the configuration allows: a
 // crowd at one pool, full queues at the others, and all workers that a reload has at once.
 func (w *warner) descriptors() {
 	var most *PoolConfig
 	crowd, others, workers := 0, 0, 0
+	each := func(p *PoolConfig) int64 { return int64(p.generations() * (descriptorsOfWorker + p.slots())) }
+	for p, n := range w.workers(w.cfg.Pools, each) {
+		workers += n * int(each(p))
+	}
 	for _, p := range w.cfg.Pools {
 		conns := p.MaxConnections * len(p.Listen)
 		asking := min(p.QueueSize+p.Workers*p.slots(), conns)
@@ -243,7 +269,6 @@ func (w *warner) descriptors() {
 			most, crowd = p, conns-asking
 		}
 		others += asking
-		workers += p.generations() * p.Workers * (descriptorsOfWorker + p.slots())
 	}
 	need := descriptorsOfFpmd + others + crowd + workers
 	if w.nofile > 0 && need > w.nofile {
@@ -275,20 +300,23 @@ func (w *warner) memory() {
 	var most *PoolConfig
 	var need, top int64
 	workers := 0
-	for _, p := range w.cfg.Pools {
-		each := int64(memoryOfCommand)
+	each := func(p *PoolConfig) int64 { // without a reload
+		n := int64(memoryOfCommand)
 		if p.WSGI != "" {
-			each = memoryOfWSGI
+			n = memoryOfWSGI
 		}
-		of := (p.generations() - 1) * p.Workers // without a reload
-		n := int64(of) * (each + int64(p.slots())*memoryOfSlot)
-		if need, workers = need+n, workers+of; n > top {
+		return int64(p.generations()-1) * (n + int64(p.slots())*memoryOfSlot)
+	}
+	of := w.workers(w.cfg.Pools, each)
+	for _, p := range w.cfg.Pools {
+		n := int64(of[p]) * each(p)
+		if need, workers = need+n, workers+(p.generations()-1)*of[p]; n > top {
 			most, top = p, n
 		}
 	}
 	if w.bytes > 0 && need > w.bytes {
-		w.warn(most, "workers", most.Workers, "%d workers in all pools take %d MiB or more, a hello each, and %s is %d MiB: want fewer",
-			workers, need>>20, w.bytesOf, w.bytes>>20)
+		w.warn(most, "workers", most.Workers, "%d workers in all pools take %d MiB or more, a hello each, and %s is %d MiB: want %s",
+			workers, need>>20, w.bytesOf, w.bytes>>20, w.fewer())
 	}
 }
 
@@ -297,15 +325,21 @@ func (w *warner) memory() {
 func (w *warner) processes() {
 	workers, atOnce := map[uint32]int{}, map[uint32]int{}
 	most := map[uint32]*PoolConfig{}
+	his := map[uint32][]*PoolConfig{}
 	for _, p := range w.cfg.Pools {
 		uid := uint32(w.euid)
 		if p.Cred != nil {
 			uid = p.Cred.UID
 		}
-		workers[uid] += p.Workers
-		atOnce[uid] += p.generations() * p.Workers
+		his[uid] = append(his[uid], p)
 		if m := most[uid]; m == nil || p.Workers > m.Workers {
 			most[uid] = p
+		}
+	}
+	for uid, pools := range his {
+		for p, n := range w.workers(pools, func(p *PoolConfig) int64 { return int64(p.generations()) }) {
+			workers[uid] += n
+			atOnce[uid] += p.generations() * n
 		}
 	}
 	for _, p := range w.cfg.Pools {
@@ -322,8 +356,8 @@ func (w *warner) processes() {
 			continue
 		}
 		if w.nproc > 0 && uid != 0 && most[uid] == p && n > w.nproc {
-			w.warn(p, "workers", p.Workers, "RLIMIT_NPROC allows %s %d processes, and a reload of the %d workers takes %d: want LimitNPROC=%d or more in the unit (ulimit -u in a shell), or fewer",
-				userName(p.Cred), w.nproc, workers[uid], n, 2*n)
+			w.warn(p, "workers", p.Workers, "RLIMIT_NPROC allows %s %d processes, and a reload of the %d workers takes %d: want LimitNPROC=%d or more in the unit (ulimit -u in a shell), or %s",
+				userName(p.Cred), w.nproc, workers[uid], n, 2*n, w.fewer())
 		}
 	}
 }
