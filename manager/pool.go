@@ -46,6 +46,7 @@ type pool struct {
 	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent  time.Duration // an exchange's run time, of the recent ones
 	plain   int           // answers in succession that were small and came in one piece
+	ending  bool          // it has been told to stop, and answers what was accepted
 	stopped bool          // no request is given to a worker any more
 	ready   bool          // a worker has been ready; readyOnce is closed
 	lastErr error         // why the serving generation's last worker that did not come up did not
@@ -415,6 +416,9 @@ func (p *pool) cut() {
 // stop ends the pool. Until ctx ends, what was accepted is answered; then
 // what is left is cut. It returns when no process of the pool is left.
 func (p *pool) stop(ctx context.Context) {
+	p.mu.Lock()
+	p.ending = true
+	p.mu.Unlock()
 	for _, l := range p.listeners {
 		if l.unit || l.left { // the kernel keeps it open: who has connected is the next fpmd's to accept
 			l.Close()

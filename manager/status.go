@@ -122,7 +122,7 @@ func (p *pool) status() PoolStatus {
 		s.Workers = append(s.Workers, ws)
 	}
 	switch {
-	case p.stopped:
+	case p.ending:
 		s.State = "stopping"
 	case serving > 0:
 		s.State = "serving"

@@ -276,7 +276,11 @@ func (w *worker) start(ctx context.Context) error {
 			w.retire("it failed the probe") // and may have something to undo
 			defer context.AfterFunc(ctx, proc.kill)()
 		} else {
-			w.retire("no greeting")
+			why := "no greeting"
+			if ctx.Err() != nil {
+				why = "its start was given up"
+			}
+			w.retire(why)
 			proc.kill()
 		}
 		for _, s := range rest {

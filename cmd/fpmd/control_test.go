@@ -212,7 +212,14 @@ def application(environ, start_response):
 			d.waitLog("msg=stopping")
 		}
 	}
-	d.wait("the state", func() bool { return d.status().Pools[0].State == "stopping" || d.status().Pools[0].Busy == 1 })
+	d.wait("the state", func() bool { return d.status().Pools[0].State == "stopping" })
+	if said, code := d.told("status"); code != exitFailure || !strings.Contains(said, "pool app: stopping, ") {
+		t.Errorf("status: exit code %d, %s", code, said)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTTIN, syscall.SIGTTOU} {
+		d.signal(sig)
+		d.waitLog("msg=\"signal ignored\" signal=" + signalName(sig))
+	}
 	for _, args := range []string{"reload", "reload --wait=false", "restart app", "scale app 3"} {
 		if said, code := d.told(strings.Fields(args)...); code != exitFailure || said != "fpmd is stopping\n" {
 			t.Errorf("%s: exit code %d, %s", args, code, said)

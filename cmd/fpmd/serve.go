@@ -212,11 +212,14 @@ func (s *supervisor) run(ctx context.Context, endFront func()) {
 			continue
 		case sig := <-s.signals:
 			switch sig {
-			case unix.SIGHUP, unix.SIGUSR2:
+			case unix.SIGHUP, unix.SIGUSR2, unix.SIGTTIN, unix.SIGTTOU:
 				if stopped != nil {
 					s.log.Info("signal ignored", "signal", signalName(sig), "cause", manager.ErrStopping)
 					continue
 				}
+			}
+			switch sig {
+			case unix.SIGHUP, unix.SIGUSR2:
 				_ = s.rollings.ask(rolling{by: signalName(sig)}, nil) // refused only by a stop, and that was looked at
 				continue
 			case unix.SIGUSR1:
