@@ -32,7 +32,7 @@ const (
 	EventLimitOver       EventKind = "limit_over"       //
 	EventQueueFull       EventKind = "queue_full"       // requests are refused
 	EventQueueFullOver   EventKind = "queue_full_over"  //
-	EventOverloaded      EventKind = "overloaded"       // requests wait in vain: who came last is served first
+	EventOverloaded      EventKind = "overloaded"       // requests wait in vain: who came last is served first; it ends at_limit and queue_full
 	EventOverloadOver    EventKind = "overload_over"    //
 	EventFailing         EventKind = "failing"          // no worker of a pool comes up
 	EventRecovered       EventKind = "recovered"        // one has
