@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -81,18 +82,22 @@ func (g *generation) servesLocked() bool {
 
 // Rollback has the generation that the pool of this name keeps serve again, at once and with the configuration
 // that it had; the one that served finishes what it has. It is refused where none is kept. It waits for a
-// reload of that pool that is under way, and for those of no other. by is who asks.
-func (m *Manager) Rollback(pool, by string) error {
+// reload of that pool that is under way, and for those of no other. by is who asks; when
+// ctx ends before its turn has come, nothing is done.
+func (m *Manager) Rollback(ctx context.Context, pool, by string) error {
 	pools, err := m.named([]string{pool})
 	if err != nil {
 		return err
 	}
-	return pools[0].rollback(by)
+	return pools[0].rollback(ctx, by)
 }
 
-func (p *pool) rollback(by string) error {
+func (p *pool) rollback(ctx context.Context, by string) error {
 	p.rolling.Lock()
 	defer p.rolling.Unlock()
+	if ctx.Err() != nil { // who has asked does not wait for it any more
+		return context.Cause(ctx)
+	}
 	p.mu.Lock()
 	if p.stopped {
 		p.mu.Unlock()

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func (v *town) wantRefused(why string) {
 	v.mu.Lock()
 	before := v.gen
 	v.mu.Unlock()
-	if err := v.rollback(""); err == nil || !strings.Contains(err.Error(), why) {
+	if err := v.rollback(v.t.Context(), ""); err == nil || !strings.Contains(err.Error(), why) {
 		v.t.Errorf("rollback: %v, want %q", err, why)
 	}
 	if v.gen != before {
@@ -65,7 +66,7 @@ func TestRollback(t *testing.T) {
 		v.wantWorkersIn(1, 1, 3)
 		v.ask(3, time.Minute) // who are answered by generation 2 all the same
 		v.wait(time.Second)
-		if err := v.rollback(""); err != nil {
+		if err := v.rollback(v.t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		v.ask(2, time.Second)
@@ -134,7 +135,7 @@ func TestOneGenerationIsKept(t *testing.T) {
 		v.wait(time.Second)
 		v.wantWorkersIn(1)
 		v.wantWorkersIn(2, 3, 4)
-		if err := v.rollback(""); err != nil || v.gen.n != 2 {
+		if err := v.rollback(v.t.Context(), ""); err != nil || v.gen.n != 2 {
 			t.Errorf("generation %d serves: %v", v.gen.n, err)
 		}
 	})
@@ -171,7 +172,7 @@ func TestRollbackSize(t *testing.T) {
 			}
 			v.scale(tt.scale)
 			v.wait(time.Minute)
-			if err := v.rollback(""); err != nil {
+			if err := v.rollback(v.t.Context(), ""); err != nil {
 				t.Fatal(err)
 			}
 			v.wait(time.Minute)
@@ -181,4 +182,18 @@ func TestRollbackSize(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A rollback that nobody waits for any more when its turn comes, such as one that had to wait for a reload, does nothing.
+func TestRollbackGivenUp(t *testing.T) {
+	inTown(t, PoolConfig{PM: Static, Workers: 1}, nil, func(t *testing.T, v *town) {
+		v.wait(time.Minute)
+		v.rollKeeping(time.Hour)
+		v.wait(time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := v.rollback(ctx, ""); err == nil || v.gen.n != 2 {
+			t.Errorf("generation %d serves, %v", v.gen.n, err)
+		}
+	})
 }

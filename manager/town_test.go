@@ -378,7 +378,7 @@ func liveInTown(t *testing.T, seed uint64) (rolledBack int) {
 			v.mu.Lock()
 			from, to := v.gen, v.kept
 			v.mu.Unlock()
-			err := v.rollback("")
+			err := v.rollback(v.t.Context(), "")
 			rollOne.Unlock()
 			if (err == nil) != (to != nil) || err == nil && v.gen != to.gen || err != nil && v.gen != from {
 				t.Errorf("%s: a rollback from generation %d: %v", trail, from.n, err)

@@ -85,7 +85,7 @@ func (s *supervisor) serveControl(l net.Listener) {
 		if s.stopping.Load() {
 			return manager.ErrStopping
 		}
-		return s.rollback(r.URL.Query()["pool"], whoAsks(r))
+		return s.rollback(r.Context(), r.URL.Query()["pool"], whoAsks(r))
 	})
 	act("POST /scale", func(r *http.Request) error {
 		if s.stopping.Load() {

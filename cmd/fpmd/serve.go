@@ -379,11 +379,11 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 }
 
 // rollback has the one pool of pools go back to the generation before, beside any reload of others.
-func (s *supervisor) rollback(pools []string, by string) error {
+func (s *supervisor) rollback(ctx context.Context, pools []string, by string) error {
 	if len(pools) != 1 {
 		return fmt.Errorf("pools %q: want one", pools)
 	}
-	if err := s.m.Rollback(pools[0], by); err != nil {
+	if err := s.m.Rollback(ctx, pools[0], by); err != nil {
 		return err
 	}
 	words := "serving; pool " + pools[0] + " was rolled back"
