@@ -43,7 +43,7 @@ rlimit_core = 0
 env_file = "app.env"
 env = { A = "of the pool" }
 `
-	change := strings.NewReplacer("nice = 18", "nice = 19", "256", "200", "4000", "3000", "of the pool", "new", "rlimit_core = 0", "no_new_privs = false\nrlimit_core = 0")
+	change := strings.NewReplacer("nice = 18", "nice = 19", "= 256", "= 200", "= 4000", "= 3000", "of the pool", "new", "rlimit_core = 0", "no_new_privs = false\nrlimit_core = 0")
 	for name, root := range map[string]bool{"root": true, "another user": false} {
 		t.Run(name, func(t *testing.T) {
 			dir := appDir(t)
