@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,10 +35,7 @@ func (c *children) fork(path string, argv []string, attr *syscall.ProcAttr) (int
 	defer c.mu.Unlock()
 	// Until the child has got as far as exec, which on a busy machine takes it a tenth of a second, its
 	// parent's thread stands still, and keeps its processor from Go. Requests go on with another one.
-	if runtime.GOMAXPROCS(0) == 1 {
-		runtime.GOMAXPROCS(2)
-		defer runtime.GOMAXPROCS(1)
-	}
+	defer Aside()()
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err == nil {
 		c.pids[pid] = true

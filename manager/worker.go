@@ -223,11 +223,16 @@ func (w *worker) drainedLocked() {
 func (w *worker) start(ctx context.Context) error {
 	p, cfg := w.gen.pool, w.gen.cfg
 	began := time.Now()
+	launched := Aside()
+	defer launched()
 	l, err := p.launch(w.id, w.gen.from)
 	if err != nil {
 		return err
 	}
-	l.spawned = func(pid int) { w.tellSpawned(pid, l.argv) }
+	l.spawned = func(pid int) {
+		w.tellSpawned(pid, l.argv)
+		launched()
+	}
 	proc, err := start(ctx, l)
 	if err != nil {
 		return err

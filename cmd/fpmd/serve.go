@@ -365,7 +365,7 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 	if r.restart {
 		return s.m.Restart(ctx, r.Pools)
 	}
-	cfg, err := manager.Load(s.path, manager.LoadOptions{})
+	cfg, err := s.load()
 	if err != nil {
 		var wrong manager.ConfigErrors
 		errors.As(err, &wrong)
@@ -376,6 +376,12 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 		return err
 	}
 	return s.m.Reload(ctx, cfg, r.Reloading)
+}
+
+// load reads the configuration anew, which takes milliseconds, beside the exchanges.
+func (s *supervisor) load() (*manager.Config, error) {
+	defer manager.Aside()()
+	return manager.Load(s.path, manager.LoadOptions{})
 }
 
 // rollback has the one pool of pools go back to the generation before, beside any reload of others.
@@ -411,7 +417,7 @@ func (s *supervisor) tellRefused(wrong manager.ConfigErrors) {
 
 // plan says what a reload would do.
 func (s *supervisor) plan(r manager.Reloading) (manager.Plan, error) {
-	cfg, err := manager.Load(s.path, manager.LoadOptions{})
+	cfg, err := s.load()
 	if err != nil {
 		return manager.Plan{}, err
 	}
