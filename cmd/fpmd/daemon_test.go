@@ -27,6 +27,13 @@ import (
 
 // The test binary is fpmd when it is told so, and its own exec-worker.
 func TestMain(m *testing.M) {
+	if long := os.Getenv(examinerEnv); long != "" {
+		if err := examiner(long, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "exec-worker" || os.Getenv("FPMD_TEST_MAIN") == "1" {
 		if path := os.Getenv("FPMD_TEST_COUNTS"); path != "" && len(os.Args) > 1 && os.Args[1] == "serve" {
 			go tellCounts(path) // ends with the process

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -13,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fpmd/manager"
 )
@@ -53,44 +58,142 @@ func sickPools(dir string) string {
 	return b.String()
 }
 
-// A health is how a pool did for a time.
+// twinServer answers as the healthy pool does, in as many processes, and nobody manages it: how long it takes beside the sick
+// pools is what this machine's scheduler makes of anything that runs beside them.
+const twinServer = `
+import os, socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen(512)
+def record(kind, content): return struct.pack("!BBHHBx", 1, kind, 1, len(content), 0) + content
+answer = record(6, b"Content-Type: text/plain\r\n\r\nhello") + record(6, b"") + record(3, bytes(8))
+os.fork()
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    c.recv(65536)
+    c.sendall(answer)
+    c.close()
+`
+
+// startTwin starts a twinServer, which ends with the test.
+func startTwin(t *testing.T, dir string) (sock string) {
+	t.Helper()
+	sock = filepath.Join(dir, "twin.sock")
+	cmd := exec.Command(interpreter, "-c", twinServer, sock)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		cmd.Wait()
+	})
+	if _, err := io.ReadFull(out, make([]byte, 2*len("ready\n"))); err != nil {
+		t.Fatalf("the twin does not start: %v", err)
+	}
+	return sock
+}
+
+// A health is how a pool, or a twin, did for a time.
 type health struct {
-	median, p99 time.Duration
+	Median, P99 time.Duration
+	Asked       int
+	Failed      []string
 	cpu         float64 // of the supervisor, in cores
-	asked       int
-	failed      []string
 }
 
 // sickRate is how often the healthy pool is asked, in a second.
 const sickRate = 100
 
-// examine asks d's pool app steadily for so long, whether or not it has answered before.
-func examine(t *testing.T, d *process, length time.Duration) health {
+// examine asks d's pool app and its twin in turn, steadily for so long, whether or not they have answered before. Who asks is a
+// process of its own and goes before all others: what it waits for is them, and never a processor for itself.
+func examine(t *testing.T, d *process, twin string, length time.Duration) (pool, other health) {
 	t.Helper()
+	cmd := exec.Command(os.Args[0], d.sock(), twin)
+	cmd.Env = append(os.Environ(), examinerEnv+"="+length.String())
+	cmd.Stderr = os.Stderr
+	before, began := cpuTime(t, d.cmd.Process.Pid), time.Now()
+	out, err := cmd.Output()
+	cpu := (cpuTime(t, d.cmd.Process.Pid) - before).Seconds() / time.Since(began).Seconds()
+	var told [2]health
+	if err == nil {
+		err = json.Unmarshal(out, &told)
+	}
+	if err != nil {
+		t.Fatalf("who asks the healthy pool: %v: %s", err, out)
+	}
+	told[0].cpu = cpu
+	return told[0], told[1]
+}
+
+// examinerEnv makes the test binary an examiner: its value is for how long.
+const examinerEnv = "FPMD_TEST_EXAMINE"
+
+// examiner is examine's other process: it asks socks in turn, for so long, and tells of each.
+func examiner(long string, socks []string) error {
+	length, err := time.ParseDuration(long)
+	if err == nil {
+		err = goFirst()
+	}
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
-	var took []time.Duration
-	var h health
+	all, took := make([]health, len(socks)), make([][]time.Duration, len(socks))
 	var wg sync.WaitGroup
-	before := cpuTime(t, d.cmd.Process.Pid)
-	began := time.Now()
-	for due := began; due.Before(began.Add(length)); due = due.Add(time.Second / sickRate) {
+	due := time.Now()
+	for end, n := due.Add(length), 0; due.Before(end); n++ {
 		time.Sleep(time.Until(due))
 		wg.Go(func() { // ends with the answer, or after patience
-			answer, err := askOnce(d.sock())
-			after := time.Since(due)
+			i := n % len(socks)
+			began := time.Now()
+			answer, err := askOnce(socks[i])
+			after := time.Since(began)
 			mu.Lock()
 			defer mu.Unlock()
-			took = append(took, after)
+			took[i] = append(took[i], after)
 			if err != nil || !strings.HasSuffix(answer, "hello") {
-				h.failed = append(h.failed, fmt.Sprintf("%q, %v", answer, err))
+				all[i].Failed = append(all[i].Failed, fmt.Sprintf("%q, %v", answer, err))
 			}
 		})
+		due = due.Add(time.Second / time.Duration(sickRate*len(socks)))
 	}
-	h.cpu = (cpuTime(t, d.cmd.Process.Pid) - before).Seconds() / time.Since(began).Seconds()
 	wg.Wait()
-	slices.Sort(took)
-	h.asked, h.median, h.p99 = len(took), took[len(took)/2], took[len(took)*99/100]
-	return h
+	for i, t := range took {
+		slices.Sort(t)
+		all[i].Asked, all[i].Median, all[i].P99 = len(t), t[len(t)/2], t[len(t)*99/100]
+	}
+	return json.NewEncoder(os.Stdout).Encode(all)
+}
+
+// goFirst puts all threads of this process before those of the normal policy, where it may.
+func goFirst() error {
+	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
+	for range 2 { // a thread that one begins which was not asked yet is in the second listing
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		for _, task := range tasks {
+			tid, err := strconv.Atoi(task.Name())
+			if err != nil {
+				return err
+			}
+			switch err := unix.SchedSetAttr(tid, attr, 0); err {
+			case nil, unix.ESRCH:
+			case unix.EPERM: // a container without CAP_SYS_NICE
+				return nil
+			default:
+				return fmt.Errorf("sched_setattr: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // cpuTime is what a process, without those that it has started, has had of the processors.
@@ -151,15 +254,17 @@ func mostStarts(length time.Duration) int {
 // fork-bombs within its limit and one that ignores TERM, a healthy pool has every request answered and keeps its
 // workers; the sick ones are started no more often than backoff says, and cost the supervisor less than 5 % of a
 // processor. How long the healthy pool takes, beside them and alone in the same run, is printed, and judged where
-// FPMD_FIGURES is set: the median within 25 %, the 99th percentile within 2 times.
+// FPMD_FIGURES is set: the median within 25 %; the 99th percentile within 2 times, or a quarter more than what it is for processes that
+// nobody manages and that answer the same at the same time: there the machine has not got it to give.
 func TestStormOfSickPools(t *testing.T) {
 	needRoot(t, "has pools of several users")
 	dir := appDir(t)
 	binary := buildFpmd(t, dir)
 	const rounds = 3
 	length := max(stormLength(t)/(2*rounds), 2*time.Second)
-	var alone health
-	var medians, p99s, cpus []float64
+	twin := startTwin(t, dir)
+	var alone, twinAlone health
+	var medians, p99s, cpus, twins []float64
 	for n := range 2 * rounds { // in turn, so that both have the same machine
 		sick := n%2 == 1
 		at := filepath.Join(dir, fmt.Sprint(n))
@@ -188,7 +293,7 @@ func TestStormOfSickPools(t *testing.T) {
 				})
 			})
 		}
-		h := examine(t, d, length)
+		h, other := examine(t, d, twin, length)
 		if sick {
 			state := func(name string) string {
 				pools := d.status().Pools
@@ -209,33 +314,36 @@ func TestStormOfSickPools(t *testing.T) {
 			}
 			cancel()
 			irritated.Wait()
-			medians = append(medians, float64(h.median)/float64(alone.median))
-			p99s = append(p99s, float64(h.p99)/float64(alone.p99))
+			medians = append(medians, float64(h.Median)/float64(alone.Median))
+			p99s = append(p99s, float64(h.P99)/float64(alone.P99))
+			twins = append(twins, float64(other.P99)/float64(twinAlone.P99))
 			cpus = append(cpus, h.cpu-alone.cpu)
 		}
 		cancel()
-		if len(h.failed) > 0 {
-			t.Errorf("of %d requests to the healthy pool %s", h.asked, summary(h.failed))
+		for who, h := range map[string]health{"the healthy pool": h, "its twin": other} {
+			if len(h.Failed) > 0 {
+				t.Errorf("of %d requests to %s %s", h.Asked, who, summary(h.Failed))
+			}
 		}
 		d.signal(syscall.SIGINT)
 		d.waitExit()
 		if n := strings.Count(d.log.String(), "level=ERROR msg=\"worker gone\" pool=app"); n > 0 {
 			t.Errorf("%d workers of the healthy pool have died", n)
 		}
-		t.Logf("%s: %d requests, median %v, 99 of 100 within %v, supervisor %.1f %% of a processor",
-			map[bool]string{false: "alone", true: "with the sick"}[sick], h.asked, h.median, h.p99, 100*h.cpu)
+		t.Logf("%s: %d requests, median %v, 99 of 100 within %v, supervisor %.1f %% of a processor; twin: %v, %v",
+			map[bool]string{false: "alone", true: "with the sick"}[sick], h.Asked, h.Median, h.P99, 100*h.cpu, other.Median, other.P99)
 		if !sick {
-			alone = h
+			alone, twinAlone = h, other
 		}
 	}
 	middle := func(of []float64) float64 { slices.Sort(of); return of[len(of)/2] }
-	median, p99, cpu := middle(medians), middle(p99s), middle(cpus)
-	t.Logf("with the sick, times what it is alone: median %.2f of %.2f, 99th percentile %.2f of %.2f; supervisor %.1f %% of a processor more",
-		median, medians, p99, p99s, 100*cpu)
+	median, p99, cpu, twinP99 := middle(medians), middle(p99s), middle(cpus), middle(twins)
+	t.Logf("with the sick, times what it is alone: median %.2f of %.2f, 99th percentile %.2f of %.2f, of the twin %.2f of %.2f; supervisor %.1f %% of a processor more",
+		median, medians, p99, p99s, twinP99, twins, 100*cpu)
 	if cpu > 0.05 {
 		t.Errorf("the sick pools cost the supervisor %.1f %% of a processor, want less than 5 %%", 100*cpu)
 	}
-	if os.Getenv("FPMD_FIGURES") != "" && (median > 1.25 || p99 > 2) {
-		t.Errorf("the healthy pool takes %.2f times as long with the sick ones in the median, and %.2f times in the 99th percentile; want 1.25 and 2", median, p99)
+	if most := max(2, 1.25*twinP99); os.Getenv("FPMD_FIGURES") != "" && (median > 1.25 || p99 > most) {
+		t.Errorf("the healthy pool takes %.2f times as long with the sick ones in the median, and %.2f times in the 99th percentile; want 1.25 and %.2f", median, p99, most)
 	}
 }
