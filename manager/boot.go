@@ -35,7 +35,7 @@ func Try(ctx context.Context, cfg *Config, o Options) (trials []Trial, err error
 		return nil, fmt.Errorf("folder for worker sockets: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	m := &Manager{log: o.Logger, opts: o, cfg: cfg, socks: dir, starts: make(chan struct{}, 1)}
+	m := &Manager{log: o.Logger, opts: o, cfg: cfg, socks: dir, starts: newTurns(1)}
 	if o.WSGI != nil {
 		if m.host, err = sealedMemfd("fpmd-host", o.WSGI.Archive); err != nil {
 			return nil, err

@@ -64,9 +64,9 @@ type Manager struct {
 	path     string     // of the configuration
 	since    time.Time
 	pools    []*pool
-	control  *listener     // guarded by reload; nil: there is none
-	estate   []*handover   // what New has not given to a pool yet
-	starts   chan struct{} // has room for as many workers as start at once
+	control  *listener   // guarded by reload; nil: there is none
+	estate   []*handover // what New has not given to a pool yet
+	starts   turns       // of workers that start
 	rations  rations
 	ids      atomic.Int64 // of workers
 	events   record       // what has happened
@@ -93,7 +93,7 @@ type Manager struct {
 func New(cfg *Config, o Options) (_ *Manager, err error) {
 	m := &Manager{
 		log: o.Logger, opts: o, cfg: cfg,
-		starts: make(chan struct{}, max(2, runtime.NumCPU())),
+		starts: newTurns(max(2, runtime.NumCPU())),
 		ready:  make(chan struct{}), allReady: make(chan struct{}), someReady: make(chan struct{}), over: make(chan struct{}),
 		socks: filepath.Join(cfg.Supervisor.RuntimeDir, "workers"),
 		path:  cfg.Path,

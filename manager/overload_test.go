@@ -192,7 +192,7 @@ func TestBurstBeyondQueue(t *testing.T) {
 // meanwhile: neither when nobody serves yet, nor when all have died under overload.
 func TestNoOverloadWithoutWorkers(t *testing.T) {
 	cfg := PoolConfig{PM: OnDemand, Workers: 4, IdleTimeout: time.Second}
-	inTown(t, cfg, func(v *town) { v.mgr.starts = make(chan struct{}, 4) }, func(t *testing.T, v *town) {
+	inTown(t, cfg, func(v *town) { v.mgr.starts = newTurns(4) }, func(t *testing.T, v *town) {
 		v.wait(time.Minute)
 		v.wantServing(0)
 		v.set(func() { v.load = 20 * time.Second })

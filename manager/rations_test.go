@@ -263,7 +263,7 @@ func TestStaticPoolHasWhatOthersFailToTake(t *testing.T) {
 	ondemand := PoolConfig{PM: OnDemand, Workers: 9, IdleTimeout: time.Second}
 	inTowns(t, 6, []PoolConfig{ondemand, {PM: Static, Workers: 2}}, func(t *testing.T, towns []*town) {
 		one, fixed := towns[0], towns[1]
-		one.mgr.starts = make(chan struct{}, 9)
+		one.mgr.starts = newTurns(9)
 		one.set(func() { one.load, one.failing = 10*time.Second, 1 })
 		one.ask(20, time.Second)
 		time.Sleep(5 * time.Second)

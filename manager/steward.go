@@ -278,7 +278,7 @@ const (
 func (g *generation) headcountLocked(now time.Time) headcount {
 	p := g.pool
 	h := headcount{
-		now: now, limit: p.size, slots: g.slots, queued: p.queue.n, ahead: cap(p.mgr.starts),
+		now: now, limit: p.size, slots: g.slots, queued: p.queue.n, ahead: p.mgr.starts.n,
 		fresh: g.fresh, unproven: !g.proven, failing: g.backoff.failing(), notBefore: g.backoff.next,
 		batch: g.batch, batchAt: g.batchAt, shrunkAt: g.shrunkAt,
 	}

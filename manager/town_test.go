@@ -52,7 +52,7 @@ func newTown(t *testing.T, cfg PoolConfig, prepare func(*town)) *town {
 	cfg.StartWorkers = max(cfg.StartWorkers, 1)
 	cfg.MaxSpareWorkers = max(cfg.MaxSpareWorkers, cfg.MinSpareWorkers, 1)
 	log := new(lines)
-	m := &Manager{log: slog.New(slog.NewTextHandler(log, nil)), starts: make(chan struct{}, 2), someReady: make(chan struct{})}
+	m := &Manager{log: slog.New(slog.NewTextHandler(log, nil)), starts: newTurns(2), someReady: make(chan struct{})}
 	v := &town{
 		pool: newPool(m, &cfg), t: t, log: log, rnd: rand.New(rand.NewPCG(1, 1)), slots: 1, load: 100 * time.Millisecond, saying: 10 * time.Millisecond, steady: true,
 		lives: make(map[*worker]func()), outcomes: make(map[outcome]int),
@@ -546,7 +546,7 @@ func TestScaledWhileBroken(t *testing.T) {
 // While the first worker that requests on demand have had started is still loading, others are
 // started beside it, twice as many each second.
 func TestOnDemandLoadsSlowly(t *testing.T) {
-	inTown(t, PoolConfig{PM: OnDemand, Workers: 9, IdleTimeout: time.Second}, func(v *town) { v.mgr.starts = make(chan struct{}, 9) }, func(t *testing.T, v *town) {
+	inTown(t, PoolConfig{PM: OnDemand, Workers: 9, IdleTimeout: time.Second}, func(v *town) { v.mgr.starts = newTurns(9) }, func(t *testing.T, v *town) {
 		v.wait(time.Minute)
 		v.wantServing(0)
 		v.set(func() { v.load = 5 * time.Second })

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"fpmd/protocol"
 )
 
@@ -477,6 +479,14 @@ func (g *generation) startWorker(ctx context.Context) (*worker, error) {
 	return w, w.launch(ctx)
 }
 
+// turns are had by n at once, who came first first.
+type turns struct {
+	*semaphore.Weighted
+	n int
+}
+
+func newTurns(n int) turns { return turns{semaphore.NewWeighted(int64(n)), n} }
+
 // launch starts w when it is its turn: the supervisor starts only so many at once. With an
 // error, nothing of w is left.
 func (w *worker) launch(ctx context.Context) error {
@@ -496,14 +506,12 @@ func (w *worker) launch(ctx context.Context) error {
 
 func (w *worker) launchInTurn(ctx context.Context) error {
 	p := w.gen.pool
-	select {
-	case p.mgr.starts <- struct{}{}:
-		over := sync.OnceFunc(func() { <-p.mgr.starts })
-		defer over()
-		defer time.AfterFunc(startTurn, over).Stop()
-	case <-ctx.Done():
+	if p.mgr.starts.Acquire(ctx, 1) != nil {
 		return context.Cause(ctx)
 	}
+	over := sync.OnceFunc(func() { p.mgr.starts.Release(1) })
+	defer over()
+	defer time.AfterFunc(startTurn, over).Stop()
 	p.mu.Lock()
 	w.id = p.mgr.nextWorker()
 	p.mu.Unlock()
