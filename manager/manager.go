@@ -363,7 +363,8 @@ func (m *Manager) awaitPools(ctx context.Context) {
 }
 
 func (m *Manager) serve(p *pool, l *listener) {
-	m.serving.Go(func() { _ = p.server.Serve(l.Listener) }) // ends at Stop, or when l is closed
+	server := p.server.Load()
+	m.serving.Go(func() { _ = server.Serve(l.Listener) }) // ends at Stop, or when l is closed
 }
 
 // Ready is closed once the start is over: each pool has had a worker that can take a request, or one that did not

@@ -18,9 +18,10 @@ type pool struct {
 	name      string
 	mgr       *Manager
 	log       *slog.Logger
-	server    *fcgi.Server
-	listeners []*listener
-	access    *accessLog // nil: off
+	server    atomic.Pointer[fcgi.Server] // takes new connections
+	front     atomic.Pointer[PoolConfig]  // what server and listeners were made by, or changed to
+	listeners []*listener                 // guarded by Manager.reload
+	access    *accessLog                  // nil: off
 	numbers   atomic.Uint64
 	cutting   atomic.Bool                  // the stop is out of time: what has begun is not waited for
 	counts    [len(outcomes)]atomic.Uint64 // of requests that have ended
@@ -34,25 +35,26 @@ type pool struct {
 
 	// mu guards the states of workers and what follows. No I/O and no wait
 	// happens under it.
-	mu      sync.Mutex
-	gen     *generation // the serving one; nil before the first
-	size    int         // workers that there are to be, or may be; what the configuration says, unless it was scaled
-	workers map[*worker]struct{}
-	idle    []*slot         // free slots of the serving generation, most recently used last
-	queue   list[*exchange] // in the order in which they came
-	over    overload
-	open    list[*slot]   // of slots that are held, and whose exchange another may be sent behind; the oldest first
-	recent  time.Duration // an exchange's run time, of the recent ones
-	plain   int           // answers in succession that were small and came in one piece
-	ending  bool          // it has been told to stop, and answers what was accepted
-	stopped bool          // no request is given to a worker any more
-	ready   bool          // a worker has been ready; readyOnce is closed
-	lastErr error         // why the serving generation's last worker that did not come up did not
-	failing bool          // nobody serves, and so many have not come up that nobody who asks waits
-	full    episode       // of a queue without room
-	limit   episode       // of requests that wait, and as many workers as there may be
-	pressed bool          // so it was when it was looked last
-	gens    int
+	mu       sync.Mutex
+	gen      *generation // the serving one; nil before the first
+	size     int         // workers that there are to be, or may be; what the configuration says, unless it was scaled
+	workers  map[*worker]struct{}
+	idle     []*slot         // free slots of the serving generation, most recently used last
+	queue    list[*exchange] // in the order in which they came
+	over     overload
+	open     list[*slot]    // of slots that are held, and whose exchange another may be sent behind; the oldest first
+	recent   time.Duration  // an exchange's run time, of the recent ones
+	plain    int            // answers in succession that were small and came in one piece
+	ending   bool           // it has been told to stop, and answers what was accepted
+	stopped  bool           // no request is given to a worker any more
+	ready    bool           // a worker has been ready; readyOnce is closed
+	formerly []*fcgi.Server // those before server, that have connections left
+	lastErr  error          // why the serving generation's last worker that did not come up did not
+	failing  bool           // nobody serves, and so many have not come up that nobody who asks waits
+	full     episode        // of a queue without room
+	limit    episode        // of requests that wait, and as many workers as there may be
+	pressed  bool           // so it was when it was looked last
+	gens     int
 
 	kept     *keep     // for a rollback; nil: no generation is,
 	unkept   string    // for this reason,
@@ -80,20 +82,8 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 	p.size = cfg.Workers
 	p.claim = m.rations.join(cfg)
 	p.cfg.Store(cfg)
-	p.server = &fcgi.Server{
-		Handler:      p.serve,
-		MaxParams:    int(cfg.MaxEnviron),
-		BodyMemory:   int(cfg.BufferRequest),
-		BodyFile:     cfg.BufferFiles,
-		AnswerBuffer: int(cfg.BufferResponse),
-		AnswerFile:   cfg.BufferFiles,
-		SpoolDir:     m.socks,
-		PeerTimeout:  cfg.ClientTimeout,
-		Hurry:        p.crowded,
-		MaxConns:     cfg.MaxConnections,
-		Logger:       p.log,
-		Allow:        allowed(cfg.AllowedClients),
-	}
+	p.front.Store(cfg)
+	p.server.Store(p.newServer(cfg))
 	return p
 }
 
@@ -161,7 +151,7 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gens++
-	g := &generation{pool: p, cfg: cfg, from: cfg.settled(), n: p.gens, wake: make(chan struct{}, 1), fresh: true, slots: max(1, cfg.Threads)}
+	g := &generation{pool: p, cfg: cfg, sizes: cfg, from: cfg.settled(), n: p.gens, wake: make(chan struct{}, 1), fresh: true, slots: max(1, cfg.Threads)}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	return g
 }
@@ -258,13 +248,13 @@ func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed [
 // its workers' own again.
 func (p *pool) takeOverLocked(g *generation, ws []*worker) (old *generation) {
 	old = p.gen
-	if old.cfg.Workers != g.cfg.Workers {
-		p.size = g.cfg.Workers
+	if old.sizes.Workers != g.sizes.Workers {
+		p.size = g.sizes.Workers
 	}
 	now := time.Now()
 	p.gen = g
 	g.fresh, g.batch, g.batchAt = false, len(ws), now
-	p.cfg.Store(g.cfg)
+	p.cfg.Store(g.sizes)
 	p.worksLocked() // what the old one did counts no more
 	p.readyLocked()
 	for _, s := range p.idle {
@@ -312,7 +302,7 @@ func (p *pool) rolled(cfg *PoolConfig) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	size := p.size
-	if p.gen.cfg.Workers != cfg.Workers {
+	if p.gen.sizes.Workers != cfg.Workers {
 		size = cfg.Workers
 	}
 	if cfg.PM == Static {
@@ -324,6 +314,24 @@ func (p *pool) rolled(cfg *PoolConfig) int {
 		least = cfg.StartWorkers
 	}
 	return min(max(serving, least), size)
+}
+
+// resize has the serving generation be of the size that cfg says; nothing else of cfg counts.
+func (p *pool) resize(cfg *PoolConfig) {
+	p.rolling.Lock() // else the generation could be one that is replaced at this moment
+	defer p.rolling.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g := p.gen
+	sizes := *g.sizes
+	sizes.Workers, sizes.StartWorkers, sizes.IdleTimeout = cfg.Workers, cfg.StartWorkers, cfg.IdleTimeout
+	sizes.MinSpareWorkers, sizes.MaxSpareWorkers = cfg.MinSpareWorkers, cfg.MaxSpareWorkers
+	if g.sizes.Workers != sizes.Workers {
+		p.size = sizes.Workers
+	}
+	g.sizes = &sizes
+	p.cfg.Store(&sizes)
+	g.kick()
 }
 
 // scale has the pool have by workers more, or fewer, but never less than one, until a
@@ -381,7 +389,9 @@ func (p *pool) cut() {
 	for _, s := range slots {
 		s.Abort()
 	}
-	p.server.Hasten()
+	for _, s := range p.servers() {
+		s.Hasten()
+	}
 }
 
 // stop ends the pool. Until ctx ends, what was accepted is answered; then
@@ -404,7 +414,11 @@ func (p *pool) stop(ctx context.Context) {
 		p.cut()
 		time.AfterFunc(cutTime, enough) // which ends Shutdown, if it has not ended
 	})
-	_ = p.server.Shutdown(told) // its error is told's
+	var shut sync.WaitGroup
+	for _, s := range p.servers() {
+		shut.Go(func() { _ = s.Shutdown(told) }) // its error is told's
+	}
+	shut.Wait()
 	if !late() {
 		if n := p.counts[stopping].Load(); n > 0 {
 			p.log.Warn("requests cut by the stop", "requests", n, "cause", context.Cause(ctx))

@@ -42,17 +42,17 @@ func (r *rations) decide(g *generation, h headcount) decision {
 	defer r.mu.Unlock()
 	c := g.pool.claim
 	c.gen, c.at = g, h.now
-	have, busy := h.stay()+h.launching, min(h.needed(g.cfg), h.limit)
+	have, busy := h.stay()+h.launching, min(h.needed(g.sizes), h.limit)
 	c.have = have
 	c.want = [wants]int{wantOne: min(busy, 1), wantBusy: busy, wantKept: min(have, h.limit), wantSpare: h.limit}
-	if g.cfg.PM == Static {
+	if g.sizes.PM == Static {
 		c.want[wantFixed] = h.limit
 	}
 	h.size, h.room = h.limit, h.limit
 	if r.most > 0 {
 		h.size, h.room = r.divide(c, h.now)
 	}
-	d := h.decide(g.cfg)
+	d := h.decide(g.sizes)
 	if c.have -= len(d.leave); d.replace == nil {
 		c.have += d.start
 	}

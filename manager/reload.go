@@ -21,11 +21,15 @@ type Plan struct {
 	Pools   []PoolPlan `json:"pools"`   // those that are rolled, in order of their names
 }
 
-// A PoolPlan is a pool that is rolled: to its present configuration where nothing changes, for its
+// A PoolPlan is what becomes of a pool. Where nothing changes, it is rolled to its present configuration, for its
 // code may have.
 type PoolPlan struct {
-	Name    string   `json:"name"`
-	Changes []Change `json:"changes"`
+	Name        string   `json:"name"`
+	Changes     []Change `json:"changes"`
+	Rolled      bool     `json:"rolled"`      // new workers come, and the old ones leave
+	Resized     bool     `json:"resized"`     // how many workers there are, or may be, is another number
+	Rebound     bool     `json:"rebound"`     // it listens elsewhere, or with another owner, mode or backlog
+	Connections bool     `json:"connections"` // who may connect, or what new connections get, changes
 
 	next *PoolConfig
 }
@@ -36,17 +40,15 @@ type Change struct {
 	Old string `json:"old"`
 	New string `json:"new"`
 
-	fixed bool // it takes a restart
+	name  string // of the key, without its table
+	fixed bool   // it takes a restart
 }
 
 func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.Key, c.New, c.Old) }
 
 // What a reload can't change yet: it refuses to, or leaves it for the next start.
 var (
-	fixedOfPool = []string{
-		"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog", "allowed_clients",
-		"max_connections", "client_timeout", "buffer_request", "buffer_response", "buffer_files", "max_environ", "access_log",
-	}
+	fixedOfPool       = []string{"access_log"}
 	fixedOfSupervisor = []string{"runtime_dir"}
 	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs", "control_group"}
 	liveOfSupervisor  = []string{"max_workers"}
@@ -90,11 +92,20 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 			}
 			continue
 		}
-		changes := changesOf(p.config(), next[p.name])
+		changes := p.changes(next[p.name])
 		if r.Changed && len(changes) == 0 {
 			continue
 		}
-		plan.Pools = append(plan.Pools, PoolPlan{p.name, changes, next[p.name]})
+		live := func(c Change) bool {
+			return slices.Contains(slices.Concat(sizesOfPool, listenOfPool, grantsOfPool), c.name)
+		}
+		plan.Pools = append(plan.Pools, PoolPlan{
+			Name: p.name, Changes: changes, next: next[p.name],
+			Rolled:      !r.Changed || slices.ContainsFunc(changes, func(c Change) bool { return !live(c) }),
+			Resized:     anyOf(changes, sizesOfPool),
+			Rebound:     anyOf(changes, listenOfPool),
+			Connections: anyOf(changes, grantsOfPool),
+		})
 		for _, c := range changes {
 			if c.fixed {
 				plan.Refused = append(plan.Refused, c)
@@ -104,6 +115,20 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 	return plan, nil
 }
 
+// changes is what next has that p has not. What p shows to the front is as the last reload has left it, for a
+// rollback does not change that.
+func (p *pool) changes(next *PoolConfig) []Change {
+	shows := func(c Change) bool { return slices.Contains(slices.Concat(listenOfPool, grantsOfPool), c.name) }
+	return slices.Concat(
+		slices.DeleteFunc(changesOf(p.config(), next), shows),
+		slices.DeleteFunc(changesOf(p.front.Load(), next), func(c Change) bool { return !shows(c) }))
+}
+
+// anyOf reports whether changes has one of a key of these names.
+func anyOf(changes []Change, names []string) bool {
+	return slices.ContainsFunc(changes, func(c Change) bool { return slices.Contains(names, c.name) })
+}
+
 // changesOf is what there is in next that is not in old.
 func changesOf(old, next *PoolConfig) []Change {
 	changes := []Change{}
@@ -111,7 +136,7 @@ func changesOf(old, next *PoolConfig) []Change {
 	for _, s := range poolSettings {
 		shown := mustShow(poolShown, s.name)
 		o, n := shown(&m, old), shown(&m, next)
-		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n), slices.Contains(fixedOfPool, s.name)}
+		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n), s.name, slices.Contains(fixedOfPool, s.name)}
 		same := reflect.DeepEqual(o, n)
 		switch { // whose values are not shown
 		case s.name == "env":
@@ -184,6 +209,11 @@ func (m *Manager) named(names []string) ([]*pool, error) {
 	return pools, nil
 }
 
+// pool is the pool of this name, which there is.
+func (m *Manager) pool(name string) *pool {
+	return m.pools[slices.IndexFunc(m.pools, func(p *pool) bool { return p.name == name })]
+}
+
 func poolNames(pools []*pool) string {
 	return strings.Join(texts(pools, func(p *pool) string { return p.name }), ", ")
 }
@@ -206,7 +236,16 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	if err == nil && len(plan.Refused) > 0 {
 		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
 	}
+	fronts := make(map[string]*refront)
+	for _, p := range plan.Pools {
+		if err == nil {
+			fronts[p.Name], err = m.refront(m.pool(p.Name), p.next)
+		}
+	}
 	if err != nil {
+		for _, r := range fronts {
+			r.undo()
+		}
 		m.tellRefused(err)
 		return err
 	}
@@ -217,12 +256,21 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 		m.log.Info("configuration", "change", c.String())
 	}
 	m.rations.set(cfg.Supervisor.MaxWorkers)
-	next := make(map[string]*PoolConfig)
-	for _, p := range plan.Pools {
-		m.tellChanges(p)
-		next[p.Name] = p.next
+	steps := make(map[string]func(*pool) error)
+	for _, todo := range plan.Pools {
+		m.tellChanges(todo)
+		steps[todo.Name] = func(p *pool) error {
+			if !todo.Rolled {
+				p.resize(todo.next)
+			} else if err := p.roll(ctx, todo.next); err != nil {
+				fronts[todo.Name].undo()
+				return err
+			}
+			fronts[todo.Name].commit()
+			return nil
+		}
 	}
-	return m.roll(ctx, next, "reload")
+	return m.roll(ctx, steps, "reload")
 }
 
 // Restart rolls the pools of these names, or all, to the configuration that they have.
@@ -236,30 +284,30 @@ func (m *Manager) Restart(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	next := make(map[string]*PoolConfig)
+	steps := make(map[string]func(*pool) error)
 	for _, p := range pools {
-		next[p.name] = p.config()
+		steps[p.name] = func(p *pool) error { return p.roll(ctx, p.config()) }
 	}
-	return m.roll(ctx, next, "restart")
+	return m.roll(ctx, steps, "restart")
 }
 
 // ErrStopping refuses what a stop has no time for.
 var ErrStopping = errors.New("fpmd is stopping")
 
-// roll rolls the pools that next has, side by side. m.reload is held.
-func (m *Manager) roll(ctx context.Context, next map[string]*PoolConfig, what string) error {
+// roll takes the steps of the pools that have one, side by side. m.reload is held.
+func (m *Manager) roll(ctx context.Context, steps map[string]func(*pool) error, what string) error {
 	errs := make([]error, len(m.pools))
 	var wg sync.WaitGroup
 	for i, p := range m.pools {
-		if cfg := next[p.name]; cfg != nil {
-			wg.Go(func() { errs[i] = p.roll(ctx, cfg) })
+		if step := steps[p.name]; step != nil {
+			wg.Go(func() { errs[i] = step(p) })
 		}
 	}
 	wg.Wait()
 	var worked, failed []*pool
 	for i, p := range m.pools {
 		switch {
-		case next[p.name] == nil:
+		case steps[p.name] == nil:
 		case errs[i] == nil:
 			worked = append(worked, p)
 		default:

@@ -73,10 +73,11 @@ func (m *Manager) Status() Status {
 
 func (p *pool) status() PoolStatus {
 	cfg := p.config()
+	conns, _ := p.connections()
 	s := PoolStatus{
 		Name: p.name, PM: cfg.PM, State: "starting", QueueSize: cfg.QueueSize,
-		Listen:      texts(cfg.Listen, Address.String),
-		Connections: p.server.Stats().Conns,
+		Listen:      texts(p.front.Load().Listen, Address.String),
+		Connections: conns,
 		Requests:    make(map[string]int),
 		Resent:      p.resent.Load(),
 		Workers:     []WorkerStatus{},

@@ -12,10 +12,11 @@ import (
 // A generation is one launch of a pool's configuration and code. Its steward keeps
 // it at the size that the configuration and the load ask for, until it is retired.
 type generation struct {
-	pool *pool
-	cfg  *PoolConfig
-	from *PoolConfig // cfg, with directory where its links led when the generation began
-	n    int
+	pool  *pool
+	cfg   *PoolConfig
+	sizes *PoolConfig // cfg, but of the size that a reload has given it since; guarded by pool.mu
+	from  *PoolConfig // cfg, with directory where its links led when the generation began
+	n     int
 
 	ctx    context.Context // ends when no worker of it is to be started any more
 	cancel context.CancelFunc
@@ -74,7 +75,7 @@ func (g *generation) steward() {
 		d := p.mgr.rations.decide(g, h)
 		starts := make([]*worker, d.start)
 		for i := range starts {
-			starts[i] = g.newWorkerLocked(h.reason(g.cfg, d))
+			starts[i] = g.newWorkerLocked(h.reason(g.sizes, d))
 		}
 		g.succeedLocked(h, d, starts)
 		if d.start > 0 {

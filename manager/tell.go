@@ -3,6 +3,7 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -155,7 +156,9 @@ func (p *pool) tellGeneration(g *generation, workers int) {
 
 // tellRolledBack says that g, which was kept, serves again in the place of old, and what has another value with that.
 func (p *pool) tellRolledBack(g, old *generation, workers int, by string) {
-	changes := changesOf(old.cfg, g.cfg)
+	changes := slices.DeleteFunc(changesOf(old.cfg, g.cfg), func(c Change) bool { // which stay as they are
+		return slices.Contains(slices.Concat(listenOfPool, grantsOfPool), c.name)
+	})
 	next := "a reload rolls it to the code that is there then"
 	if len(changes) > 0 {
 		next = "a reload rolls it to the code, and to the keys of the configuration, that are there then"

@@ -50,6 +50,7 @@ func (m *Manager) upkeep(ctx context.Context) {
 		for _, p := range m.pools {
 			p.weigh()
 			p.tellLimits()
+			p.letGo()
 		}
 		m.restore()
 	}
@@ -62,9 +63,9 @@ func (m *Manager) upkeep(ctx context.Context) {
 func (m *Manager) trim(most int) int {
 	conns, top := 0, 0
 	for _, p := range m.pools {
-		st := p.server.Stats()
-		conns += st.Conns
-		top += st.Most
+		now, most := p.connections()
+		conns += now
+		top += most
 	}
 	most = max(most, top)
 	if most-conns >= trimConns && conns < most/2 {
@@ -124,7 +125,7 @@ func (m *Manager) restore() {
 				}
 				continue
 			}
-			again, err := listen(l.addr, p.config())
+			again, err := listen(l.addr, p.front.Load())
 			if m.complains(l.addr.Address, err) {
 				p.log.Error("socket was removed", "listen", l.addr.Address, "cause", err, "next", "try again until it works; nobody new connects until then")
 			}
@@ -134,7 +135,7 @@ func (m *Manager) restore() {
 			m.forget(l.stored)
 			m.store(again)
 			p.listeners[i] = again
-			p.server.Retire(l.Listener) // nobody finds it any more; who waits in its backlog is still taken
+			p.server.Load().Retire(l.Listener) // nobody finds it any more; who waits in its backlog is still taken
 			m.serve(p, again)
 			p.log.Warn("socket was removed", "listen", l.addr.Address, "next", "made again")
 		}

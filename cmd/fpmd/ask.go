@@ -55,7 +55,8 @@ and waits for the end: 0, they serve with new workers; 1, with what went wrong,
 and the old ones serve on. A pool is rolled without a change of its keys, too:
 its code may have changed.
 
-` + whereHelp + `  --changed       only those pools of which a key has changed
+` + whereHelp + `  --changed       only those pools of which a key has changed, and without new
+                  workers where that was their size or what they listen at
   --wait          wait for the end, and tell it; --wait=false does not
 `
 
@@ -302,7 +303,21 @@ func planText(plan manager.Plan) string {
 			fmt.Fprintf(&b, "pool %s: new workers, with the same configuration\n", p.Name)
 			continue
 		}
-		fmt.Fprintf(&b, "pool %s: new workers\n", p.Name)
+		var does []string
+		for _, d := range []struct {
+			it   bool
+			text string
+		}{
+			{p.Rolled, "new workers"},
+			{p.Resized && !p.Rolled, "resized, with the workers that it has"},
+			{p.Rebound, "listeners rebound"},
+			{p.Connections, "other terms for new connections"},
+		} {
+			if d.it {
+				does = append(does, d.text)
+			}
+		}
+		fmt.Fprintf(&b, "pool %s: %s\n", p.Name, strings.Join(does, ", "))
 		for _, c := range p.Changes {
 			fmt.Fprintf(&b, "  %s\n", c)
 		}

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fpmd/fcgi"
 )
 
 const helloApp = `
@@ -147,9 +149,9 @@ func TestReloadThatFails(t *testing.T) {
 	if status, body := get(t, url+"/"); status != 200 || body != "old" {
 		t.Errorf("after a reload of a broken configuration: %d %q", status, body)
 	}
-	write(t, filepath.Join(dir, "fpmd.toml"), config+"max_connections = 77\nclient_timeout = \"7s\"\n")
+	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "run\"", "other\"", 1)+"access_log = \"-\"\n")
 	d.signal(syscall.SIGHUP)
-	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"pool.app.client_timeout is now 7s, not 1m0s; pool.app.max_connections is now 77, not 16384: restart fpmd for that\"")
+	d.waitLog("level=ERROR msg=\"reload refused\" cause=\"supervisor.runtime_dir is now " + dir + "/other, not " + dir + "/run; pool.app.access_log is now -, not ")
 	write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "log_level = \"debug\"", "log_level = \"info\"", 1))
 	write(t, app, fmt.Sprintf(versionApp, "new"))
 	d.signal(syscall.SIGHUP)
@@ -776,8 +778,7 @@ func fcgiRequest(path string) (b []byte) {
 	}
 	var params []byte
 	for _, kv := range [][2]string{{"REQUEST_METHOD", "GET"}, {"SCRIPT_NAME", path}, {"REQUEST_URI", path}, {"SERVER_PROTOCOL", "HTTP/1.1"}} {
-		params = append(params, byte(len(kv[0])), byte(len(kv[1])))
-		params = append(append(params, kv[0]...), kv[1]...)
+		params = fcgi.AppendParam(params, kv[0], kv[1])
 	}
 	record(1, []byte{0, 1, 0, 0, 0, 0, 0, 0})
 	record(4, params)
