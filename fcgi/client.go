@@ -29,8 +29,9 @@ type Client struct {
 	// Below 0 none is kept, and the application is told so (no KEEP_CONN).
 	MaxIdle int
 
-	mu   sync.Mutex
-	idle []net.Conn // most recently used last
+	mu      sync.Mutex
+	idle    []net.Conn // most recently used last
+	leaving bool       // none is kept any more
 }
 
 const (
@@ -138,7 +139,7 @@ func silent(nc net.Conn) bool {
 func (c *Client) keep(nc net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.idle) >= c.maxIdle() {
+	if c.leaving || len(c.idle) >= c.maxIdle() {
 		nc.Close()
 		return
 	}
@@ -150,6 +151,15 @@ func (c *Client) maxIdle() int {
 		return defaultMaxIdle
 	}
 	return max(c.MaxIdle, 0)
+}
+
+// Leave closes the connections that have no request, and each of the others when its request has ended. Requests that come
+// nevertheless have connections of their own.
+func (c *Client) Leave() {
+	c.mu.Lock()
+	c.leaving = true
+	c.mu.Unlock()
+	c.CloseIdle()
 }
 
 // CloseIdle closes the connections that have no request.

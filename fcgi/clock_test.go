@@ -3,11 +3,13 @@ package fcgi
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -504,6 +506,73 @@ func TestRetire(t *testing.T) {
 		p.send(get(1))
 		p.answer(1)
 		p.nc.Close()
+	}
+}
+
+// A listener that one server releases is another's: whoever comes from then on is the other's, nobody is lost meanwhile, and who
+// came before stays with the first, which takes nobody more even where it waits for a place.
+func TestRelease(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("full=%v", full), func(t *testing.T) {
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := func(text string) func(*Request) { return func(r *Request) { say(r, text) } }
+			first, second := &Server{Handler: answers("first")}, &Server{Handler: answers("second")}
+			if full {
+				first.MaxConns = 1
+			}
+			defer first.Close()
+			defer second.Close()
+			served := make(chan error, 2)
+			go func() { served <- first.Serve(l) }() // ends when it is released
+			kept := connect(t, l.Addr())
+			kept.send(get(1))
+			if got := kept.answer(1); !strings.Contains(got.stdout, "first") {
+				t.Errorf("before the release: %+v", got)
+			}
+			var wg sync.WaitGroup
+			stop := make(chan struct{})
+			for range 4 {
+				wg.Go(func() { // ends at stop
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						p := connect(t, l.Addr())
+						p.send(get(1))
+						p.answer(1) // fails the test when there is none
+						p.nc.Close()
+					}
+				})
+			}
+			first.Release(l)
+			if err := within(t, "the first one's end", served); !errors.Is(err, ErrServerClosed) {
+				t.Error(err)
+			}
+			before := first.Stats().Conns
+			go func() { served <- second.Serve(l) }() // ends at Close
+			for range 20 {
+				p := connect(t, l.Addr())
+				p.send(get(1))
+				if got := p.answer(1); !strings.Contains(got.stdout, "second") {
+					t.Fatalf("after the release: %+v", got)
+				}
+				p.nc.Close()
+			}
+			if now := first.Stats().Conns; now > before {
+				t.Errorf("the first has %d connections, and had %d", now, before)
+			}
+			close(stop)
+			wg.Wait()
+			kept.send(get(1))
+			if got := kept.answer(1); !strings.Contains(got.stdout, "first") {
+				t.Errorf("over the connection that was kept: %+v", got)
+			}
+		})
 	}
 }
 

@@ -115,6 +115,10 @@ func (r *Request) TooLarge() bool { return r.tooLarge }
 // has come of it may be anything, and is not to be used.
 func (r *Request) Slow() bool { return r.slow }
 
+// MaxParams and PeerTimeout are those of the Server that has the request.
+func (r *Request) MaxParams() int             { return r.conn.srv.maxParams() }
+func (r *Request) PeerTimeout() time.Duration { return r.conn.srv.PeerTimeout }
+
 // Params is the request's parameters as they were sent, to be walked with
 // NextParam: whole pairs, in any order, names possibly repeated.
 func (r *Request) Params() []byte { return r.params }

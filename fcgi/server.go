@@ -74,8 +74,8 @@ type Server struct {
 	held    atomic.Int64 // bytes of answers in outboxes
 	bodies  atomic.Int64 // bytes of bodies in memory, behind what each has in Request.in
 
-	mu        sync.Mutex            // guards what follows; nothing that blocks is called under it
-	listeners map[net.Listener]bool // true: nobody finds it any more, and it ends with its backlog
+	mu        sync.Mutex // guards what follows; nothing that blocks is called under it
+	listeners map[net.Listener]*accepting
 	conns     map[*conn]struct{}
 	most      int                      // conns at once, since Stats was asked for it
 	idle      []chan *Request          // runners that wait for a request, last to stop first
@@ -87,6 +87,24 @@ type Server struct {
 
 	// wg counts accept loops, readers, and runners at work. Shutdown waits for it.
 	wg sync.WaitGroup
+}
+
+// accepting is the Serve of one listener.
+type accepting struct {
+	retired  bool          // guarded by Server.mu: nobody finds the listener any more, and Serve ends with its backlog
+	released chan struct{} // closed when the listener is another's to serve
+	left     chan struct{} // closed when Serve has left it
+}
+
+// acceptingLocked is what there is, or will be, of the Serve of l. s.mu is held.
+func (s *Server) acceptingLocked(l net.Listener) *accepting {
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]*accepting)
+	}
+	if s.listeners[l] == nil {
+		s.listeners[l] = &accepting{released: make(chan struct{}), left: make(chan struct{})}
+	}
+	return s.listeners[l]
 }
 
 // ErrServerClosed is what Serve returns after Shutdown or Close.
@@ -142,18 +160,21 @@ type deadlineListener interface {
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.stopping.Load() {
+		if a := s.listeners[l]; a != nil {
+			delete(s.listeners, l)
+			close(a.left)
+		}
 		s.mu.Unlock()
 		return errors.Join(ErrServerClosed, l.Close())
 	}
-	if s.listeners == nil {
-		s.listeners = make(map[net.Listener]bool)
+	if s.conns == nil {
 		s.conns = make(map[*conn]struct{})
 		s.rooms = make(map[string]chan struct{})
 	}
 	if s.quit == nil {
 		s.quit = make(chan struct{})
 	}
-	s.listeners[l] = false
+	a := s.acceptingLocked(l)
 	var room chan struct{}
 	if s.MaxConns > 0 {
 		if room = s.rooms[l.Addr().String()]; room == nil {
@@ -168,7 +189,12 @@ func (s *Server) Serve(l net.Listener) error {
 		s.mu.Lock()
 		delete(s.listeners, l)
 		s.mu.Unlock()
-		l.Close()
+		select {
+		case <-a.released:
+		default:
+			l.Close()
+		}
+		close(a.left)
 	}()
 
 	full, leaving := false, false
@@ -181,19 +207,24 @@ func (s *Server) Serve(l net.Listener) error {
 				s.logger().Warn("accepting again", "listen", l.Addr().String())
 				delay = 0
 			}
-			if !s.place(room, l, &full) {
-				s.open(nc, nil)
-				return s.drainBacklog(l)
+			got, stays := s.place(a, room, l, &full)
+			if !s.open(nc, got) && got != nil {
+				<-got
 			}
-			if !s.open(nc, room) && room != nil {
-				<-room
+			if !stays {
+				return s.drainBacklog(l)
 			}
 		case s.stopping.Load():
 			return s.drainBacklog(l)
 		case errors.Is(err, net.ErrClosed):
 			return ErrServerClosed
 		case isTimeout(err):
-			leaving = s.retired(l)
+			select {
+			case <-a.released:
+				return ErrServerClosed
+			default:
+				leaving = s.retired(a, l)
+			}
 		default:
 			if delay == 0 {
 				s.logger().Error("accept", "listen", l.Addr().String(), "cause", err, "next", "trying again until it works")
@@ -207,15 +238,16 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 // place takes a place in room for a connection that was accepted, and waits where there is
-// none; full says whether that has been said. It is false when the server stops first.
-func (s *Server) place(room chan struct{}, l net.Listener, full *bool) bool {
+// none; full says whether that has been said. When l is released or the server stops first, the connection has none, and with
+// the server, it is the last.
+func (s *Server) place(a *accepting, room chan struct{}, l net.Listener, full *bool) (got chan struct{}, stays bool) {
 	if room == nil {
-		return true
+		return nil, true
 	}
 	select {
 	case room <- struct{}{}:
 		*full = false
-		return true
+		return room, true
 	default:
 	}
 	if !*full {
@@ -227,11 +259,13 @@ func (s *Server) place(room chan struct{}, l net.Listener, full *bool) bool {
 	for {
 		select {
 		case room <- struct{}{}:
-			return true
+			return room, true
 		case <-t.C:
 			s.makeRoom(room)
+		case <-a.released:
+			return nil, true
 		case <-s.quit:
-			return false
+			return nil, false
 		}
 	}
 }
@@ -262,7 +296,7 @@ func (s *Server) makeRoom(room chan struct{}) {
 	}
 }
 
-// Retire has the Serve of l, which nobody finds any more, take who waits in its
+// Retire has the Serve of l, which has begun or is about to and which nobody finds any more, take who waits in its
 // backlog already, within MaxConns, and return.
 func (s *Server) Retire(l net.Listener) {
 	dl, ok := l.(deadlineListener)
@@ -272,20 +306,32 @@ func (s *Server) Retire(l net.Listener) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, served := s.listeners[l]; served {
-		s.listeners[l] = true
-		dl.SetDeadline(time.Unix(1, 0))
-	}
+	s.acceptingLocked(l).retired = true
+	dl.SetDeadline(time.Unix(1, 0))
+}
+
+// Release has the Serve of l, which has begun or is about to, return without closing it: l, and who waits in its
+// backlog, is another's to serve once Release has returned, which is when Serve has left it. Connections that it has
+// brought stay here. l is a Unix or TCP listener.
+func (s *Server) Release(l net.Listener) {
+	dl := l.(deadlineListener)
+	s.mu.Lock()
+	a := s.acceptingLocked(l)
+	close(a.released)
+	dl.SetDeadline(time.Unix(1, 0))
+	s.mu.Unlock()
+	<-a.left
+	dl.SetDeadline(time.Time{})
 }
 
 // retired reports whether l is, which it is told by a deadline, and takes that back.
-func (s *Server) retired(l net.Listener) bool {
+func (s *Server) retired(a *accepting, l net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.listeners[l] && !s.stopping.Load() {
+	if a.retired && !s.stopping.Load() {
 		l.(deadlineListener).SetDeadline(time.Time{})
 	}
-	return s.listeners[l]
+	return a.retired
 }
 
 // drainBacklog takes the connections that the kernel has accepted for us
@@ -295,7 +341,7 @@ func (s *Server) drainBacklog(l net.Listener) error {
 	if !ok {
 		return ErrServerClosed
 	}
-	dl.SetDeadline(time.Time{})
+	dl.SetDeadline(time.Now().Add(backlogDrain))                                // whoever else has the socket may be first
 	for began := time.Now(); time.Since(began) < backlogDrain && waiting(dl); { // new ones might come for ever
 		nc, err := dl.Accept()
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -41,6 +40,21 @@ func (p *pool) newServer(cfg *PoolConfig) *fcgi.Server {
 		Logger:       p.log,
 		Allow:        allowed(cfg.AllowedClients),
 	}
+}
+
+// A Front is where a pool can be asked.
+type Front struct {
+	Name       string
+	Listen     []Address
+	ScriptName string
+}
+
+// Fronts are those of all pools now, in the order of the configuration. Any goroutine may ask at any time.
+func (m *Manager) Fronts() (fs []Front) {
+	for _, p := range m.pools {
+		fs = append(fs, Front{p.name, p.front.Load().Listen, p.config().ScriptName})
+	}
+	return fs
 }
 
 // servers are the one that takes new connections, and those before it that have some left.
@@ -83,7 +97,6 @@ type refront struct {
 	cfg    *PoolConfig
 	server *fcgi.Server // for connections that come from then on; nil: as before
 	stay   []*listener  // of those that there are, in the end
-	moved  []*listener  // the same, by descriptors that server is to accept from; as stay without server
 	fresh  []*listener  // bound, and served in the end
 }
 
@@ -104,26 +117,24 @@ func (m *Manager) refront(p *pool, cfg *PoolConfig) (_ *refront, err error) {
 		r.server = p.newServer(cfg)
 	}
 	for _, l := range p.listeners {
-		if l.unit || slices.Contains(cfg.Listen, l.addr) {
+		stays := l.named || slices.Contains(cfg.Listen, l.addr)
+		switch {
+		case l.unit && !stays:
+			return nil, fmt.Errorf("pool.%s.listen: %q is missing: a socket unit listens there for it: want systemctl stop of that, and a restart of fpmd", cfg.Name, l.addr.Address)
+		case l.unit && l.addr.Network != "unix" && !l.addr.loopback() && len(cfg.AllowedClients) == 0:
+			return nil, errOpenToAll(cfg, l.addr)
+		case stays:
 			r.stay = append(r.stay, l)
 		}
-	}
-	for _, l := range r.stay {
-		if r.server != nil {
-			if l, err = l.dup(); err != nil {
-				return nil, fmt.Errorf("pool.%s.listen: %q: %w", cfg.Name, l.addr.Address, err)
-			}
-		}
-		r.moved = append(r.moved, l)
 	}
 	for _, a := range cfg.Listen {
 		if slices.ContainsFunc(r.stay, func(l *listener) bool { return l.addr == a }) {
 			continue
 		}
-		if other := m.listensAt(a); other != nil {
-			return nil, fmt.Errorf("pool.%s.listen: %q: pool %s listens there until this reload is over: want two reloads, the first without it", cfg.Name, a.Address, other.name)
-		}
 		l, err := listen(a, cfg)
+		if other, at := m.listensAt(a); err != nil && other != nil {
+			err = fmt.Errorf("pool.%s.listen: %q: pool %s listens at %s until this reload is over: want another address first, in a reload of its own, or a restart of fpmd", cfg.Name, a.Address, other.name, at)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -132,15 +143,21 @@ func (m *Manager) refront(p *pool, cfg *PoolConfig) (_ *refront, err error) {
 	return r, nil
 }
 
-// listensAt is the pool that has a listener at a, or nil.
-func (m *Manager) listensAt(a Address) *pool {
-	i := slices.IndexFunc(m.pools, func(p *pool) bool {
-		return slices.ContainsFunc(p.listeners, func(l *listener) bool { return l.addr == a })
-	})
-	if i < 0 {
-		return nil
+// listensAt is the pool that has a, or another address with the same port, and that address; nil: none has.
+func (m *Manager) listensAt(a Address) (*pool, Address) {
+	for _, p := range m.pools {
+		for _, l := range p.listeners {
+			if l.addr == a || a.Network == "tcp" && l.addr.Network == "tcp" && portOf(l.addr) == portOf(a) {
+				return p, l.addr
+			}
+		}
 	}
-	return m.pools[i]
+	return nil, a
+}
+
+func portOf(a Address) string {
+	_, port, _ := net.SplitHostPort(a.Address) // which the configuration has seen to
+	return port
 }
 
 // undo gives up what refront has done. Of nil, there is nothing, and so it is with commit.
@@ -151,68 +168,55 @@ func (r *refront) undo() {
 	for _, l := range r.fresh {
 		l.close()
 	}
-	if r.server != nil {
-		for _, l := range r.moved {
-			l.Close()
-		}
-	}
 }
 
 // commit has the pool show its new front. Who has connected to an address that it leaves, and waits there, is still taken.
+// An error is of a socket that can't have the owner, mode or backlog that it is to have: it stays as it was, and so do these keys.
 // m.reload is held.
-func (r *refront) commit() {
+func (r *refront) commit() error {
 	if r == nil {
-		return
+		return nil
 	}
 	p, m := r.p, r.p.mgr
-	before := p.server.Load()
+	before, shown := p.server.Load(), *r.cfg
 	gone := slices.DeleteFunc(slices.Clone(p.listeners), func(l *listener) bool { return slices.Contains(r.stay, l) })
-	p.listeners = slices.Concat(r.moved, r.fresh)
-	p.front.Store(r.cfg)
+	var errs []error
+	for _, l := range r.stay {
+		if err := l.adjust(r.cfg); err != nil {
+			errs = append(errs, fmt.Errorf("pool.%s.listen: %q stays as it was: %w", p.name, l.addr.Address, err))
+		}
+	}
+	if old := p.front.Load(); len(errs) > 0 { // so that the next reload tries again
+		shown.ListenMode, shown.ListenOwner, shown.ListenGroup, shown.ListenBacklog = old.ListenMode, old.ListenOwner, old.ListenGroup, old.ListenBacklog
+	}
+	p.listeners = slices.Concat(r.stay, r.fresh)
+	p.front.Store(&shown)
 	if r.server != nil {
 		p.mu.Lock()
 		p.server.Store(r.server)
 		p.formerly = append(p.formerly, before)
 		p.mu.Unlock()
-	}
-	for i, l := range r.moved {
-		if err := l.adjust(r.cfg); err != nil {
-			p.log.Error("socket not changed", "listen", l.addr.Address, "cause", err, "next", "it stays as it was")
-		}
-		if r.server != nil {
+		for _, l := range r.stay {
+			before.Release(l.Listener)
 			m.serve(p, l)
-			before.Retire(r.stay[i].Listener)
 		}
+	}
+	for _, l := range gone {
+		l.unlink()
+		m.forget(l.stored) // first: systemd has room for so many
+		before.Retire(l.Listener)
+		p.log.Info("listens no more", "listen", l.addr.Address)
 	}
 	for _, l := range r.fresh {
 		m.store(l)
 		m.serve(p, l)
 		p.log.Info("listens", "listen", l.addr.Address)
 	}
-	for _, l := range gone {
-		l.unlink()
-		m.forget(l.stored)
-		before.Retire(l.Listener)
-		p.log.Info("listens no more", "listen", l.addr.Address)
+	if err := errors.Join(errs...); err != nil {
+		p.log.Error("socket not changed", "cause", err, "next", "the next reload tries again")
+		return err
 	}
-}
-
-// dup is l by a descriptor of its own: the socket, its name and its backlog are the same.
-func (l *listener) dup() (*listener, error) {
-	f, err := l.Listener.(interface{ File() (*os.File, error) }).File()
-	if err != nil {
-		return l, err
-	}
-	nl, err := net.FileListener(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return l, err
-	}
-	again := *l
-	again.Listener = nl
-	if ul, ok := nl.(*net.UnixListener); ok { // which removes no name when it is closed
-		again.Listener = unixListener{ul, &net.UnixAddr{Name: l.addr.Address, Net: "unix"}}
-	}
-	return &again, nil
+	return nil
 }
 
 // adjust gives l the backlog, and a Unix socket the owner and mode, that cfg says; of a socket unit, nothing.
@@ -221,7 +225,7 @@ func (l *listener) adjust(cfg *PoolConfig) error {
 		return nil
 	}
 	err := setBacklog(l.Listener.(syscall.Conn), cfg.ListenBacklog)
-	if err == nil && l.addr.Network == "unix" && !missing(l.addr.Address) { // else it is made again
+	if err == nil && l.stands() { // else it is made again, or another's
 		_, err = dress(l.addr.Address, cfg)
 	}
 	return err

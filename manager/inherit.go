@@ -158,16 +158,22 @@ func (m *Manager) open(p *pool, cfg *PoolConfig) error {
 			continue
 		}
 		if h.addr.Network != "unix" && !h.addr.loopback() && len(cfg.AllowedClients) == 0 {
-			return fmt.Errorf("pool.%s: the socket unit with FileDescriptorName=%s listens on %s, which others than this machine reach: want allowed_clients, or a loopback address there", cfg.Name, h.name, h.addr)
+			return fmt.Errorf("the socket unit with FileDescriptorName=%s: %w", h.name, errOpenToAll(cfg, h.addr))
 		}
 		l, err := h.adopt(h.addr, cfg)
 		if err != nil {
 			return err
 		}
+		l.named = true
 		p.listeners = append(p.listeners, l)
 		m.estate = slices.Delete(m.estate, i, i+1)
 	}
 	return nil
+}
+
+// errOpenToAll refuses a socket unit's address that is not this machine's alone.
+func errOpenToAll(cfg *PoolConfig, a Address) error {
+	return fmt.Errorf("pool.%s.allowed_clients: a socket unit listens on %s, which others than this machine reach: want allowed_clients, or a loopback address there", cfg.Name, a)
 }
 
 // disclaim gives up what systemd has handed over and is no pool's to take.

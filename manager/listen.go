@@ -24,6 +24,7 @@ type listener struct {
 	ino  uint64
 
 	unit   bool   // a socket unit's, whose name is not ours to remove
+	named  bool   // by that unit's FileDescriptorName=, not by an address of the configuration
 	stored string // its name in systemd's store; "": it is not there
 	left   bool   // to the fpmd after this one, under its name
 }
@@ -171,13 +172,15 @@ func noSocket(path string) error {
 	return nil
 }
 
+// stands reports whether l is a Unix socket, and the one that has its name.
+func (l *listener) stands() bool {
+	var st unix.Stat_t
+	return l.addr.Network == "unix" && unix.Lstat(l.addr.Address, &st) == nil && st.Dev == l.dev && st.Ino == l.ino
+}
+
 // unlink removes the name of a Unix socket, if it is still ours.
 func (l *listener) unlink() {
-	if l.addr.Network != "unix" || l.unit || l.left {
-		return
-	}
-	var st unix.Stat_t
-	if unix.Lstat(l.addr.Address, &st) == nil && st.Dev == l.dev && st.Ino == l.ino {
+	if !l.unit && !l.left && l.stands() {
 		os.Remove(l.addr.Address) // gone between the two or not: nothing is left to do
 	}
 }

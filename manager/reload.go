@@ -266,8 +266,7 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 				fronts[todo.Name].undo()
 				return err
 			}
-			fronts[todo.Name].commit()
-			return nil
+			return fronts[todo.Name].commit()
 		}
 	}
 	return m.roll(ctx, steps, "reload")

@@ -111,11 +111,11 @@ func (p *pool) serve(r *fcgi.Request) {
 // part of the body.
 func (x *exchange) prepare() outcome {
 	if x.req.TooLarge() {
-		x.env.refuse("more parameters than max_environ = %d bytes", x.pool.server.Load().MaxParams)
+		x.env.refuse("more parameters than max_environ = %d bytes", x.req.MaxParams())
 		return tooLarge
 	}
 	if x.req.Slow() {
-		x.env.refuse("it had not arrived within client_timeout = %v", x.pool.server.Load().PeerTimeout)
+		x.env.refuse("it had not arrived within client_timeout = %v", x.req.PeerTimeout())
 		return slowClient
 	}
 	x.env.block = append(x.env.block[:0], make([]byte, protocol.RequestHead)...)

@@ -156,7 +156,10 @@ func (p *pool) tellGeneration(g *generation, workers int) {
 
 // tellRolledBack says that g, which was kept, serves again in the place of old, and what has another value with that.
 func (p *pool) tellRolledBack(g, old *generation, workers int, by string) {
-	changes := slices.DeleteFunc(changesOf(old.cfg, g.cfg), func(c Change) bool { // which stay as they are
+	p.mu.Lock()
+	was, is := old.sizes, g.sizes
+	p.mu.Unlock()
+	changes := slices.DeleteFunc(changesOf(was, is), func(c Change) bool { // which stay as they are
 		return slices.Contains(slices.Concat(listenOfPool, grantsOfPool), c.name)
 	})
 	next := "a reload rolls it to the code that is there then"

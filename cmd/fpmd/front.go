@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"fpmd/fcgi"
@@ -42,7 +43,7 @@ type frontRoute struct {
 
 // newFront serves each pool at http://NAME.localhost/, at /NAME/ and, where it
 // has a script name, there; the first pool has all other paths.
-func newFront(pools []frontPool) http.Handler {
+func newFront(pools []frontPool) *front {
 	f := new(front)
 	for _, p := range pools {
 		f.pools = append(f.pools, &frontRoute{p, fcgi.Client{Network: p.Network, Address: p.Address, MaxIdle: 64}})
@@ -50,6 +51,24 @@ func newFront(pools []frontPool) http.Handler {
 	f.byLen = slices.Clone(f.pools)
 	slices.SortStableFunc(f.byLen, func(a, b *frontRoute) int { return cmp.Compare(len(b.ScriptName), len(a.ScriptName)) })
 	return f
+}
+
+// A liveFront is the front of what pools there are now. The zero value has no pool, and is not to be asked.
+type liveFront struct{ now atomic.Pointer[front] }
+
+func (l *liveFront) ServeHTTP(w http.ResponseWriter, r *http.Request) { l.now.Load().ServeHTTP(w, r) }
+
+// set, which is called by one goroutine at a time, has requests go to pools from now on; those that are under way end as they began.
+func (l *liveFront) set(pools []frontPool) {
+	before := l.now.Load()
+	if before != nil && slices.EqualFunc(before.pools, pools, func(r *frontRoute, p frontPool) bool { return r.frontPool == p }) {
+		return
+	}
+	if l.now.Store(newFront(pools)); before != nil {
+		for _, r := range before.pools {
+			r.client.Leave()
+		}
+	}
 }
 
 const (

@@ -150,7 +150,7 @@ func TestFrontRoutes(t *testing.T) {
 		{Name: "blog", ScriptName: "/blog"},
 		{Name: "shop", ScriptName: "/a/shop"},
 		{Name: "api"},
-	}).(*front)
+	})
 	for _, c := range []struct{ host, path, pool, uri string }{
 		{"h", "/", "main", "/"},
 		{"h:8080", "/x/y/", "main", "/x/y/"},

@@ -159,7 +159,7 @@ func TestRebindThatFails(t *testing.T) {
 		want               string
 	}{
 		{"an address of somebody else", fmt.Sprintf("[%q, %q]", sock("new"), taken), "", "taken.sock\": another process is listening there"},
-		{"an address of another pool", fmt.Sprintf("[%q, %q]", sock("new"), sock("two")), "", "pool two listens there"},
+		{"an address of another pool", fmt.Sprintf("[%q, %q]", sock("new"), sock("two")), "", "pool two listens at"},
 		{"code that does not come up", fmt.Sprintf("%q", sock("new")), "env = { X = \"1\" }\nwsgi = \"none:application\"", "did not come up"},
 	} {
 		text := strings.Replace(config, fmt.Sprintf("%q", sock("app")), tt.listen, 1)
@@ -232,5 +232,27 @@ func TestResizedLive(t *testing.T) {
 	}
 	if g := d.status().Pools[0].Generation; g != 1 {
 		t.Errorf("generation %d serves, want 1", g)
+	}
+}
+
+// The built-in front goes where the pool went.
+func TestFrontAfterARebind(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	config := wsgiPool(dir, "workers = 1")
+	addr := freeAddr(t)
+	d := launch(t, dir, config, "--http", addr)
+	d.waitLog("every pool is ready")
+	for _, sock := range []string{"app", "next", "app"} {
+		write(t, filepath.Join(dir, "fpmd.toml"), strings.Replace(config, "app.sock", sock+".sock", 1))
+		if said, code := d.told("reload", "--changed"); code != 0 {
+			t.Fatalf("reload: exit code %d: %s", code, said)
+		}
+		for range 3 { // the first may be over a connection that was kept
+			if status, body := get(t, "http://"+addr+"/"); status != 200 || body != "hello" {
+				t.Errorf("after a reload to %s.sock: %d %q", sock, status, body)
+			}
+		}
+		d.wait("connections to where it was gone", func() bool { return d.status().Pools[0].Connections <= 1 })
 	}
 }

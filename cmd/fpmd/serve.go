@@ -126,6 +126,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	frontCtx, endFront := context.WithCancel(ctx)
 	defer endFront()
 	if line.http != "" {
+		s.front.set(frontPools(m))
 		l, err := net.Listen("tcp", line.http)
 		if err != nil {
 			m.Stop(ctx)
@@ -135,7 +136,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 			return fmt.Errorf("--http: %w", err)
 		}
 		front.Go(func() { // ends with frontCtx
-			if err := serveFront(frontCtx, l, newFront(frontPools(cfg))); err != nil {
+			if err := serveFront(frontCtx, l, &s.front); err != nil {
 				log.Error("built-in HTTP front", "cause", err)
 			}
 		})
@@ -184,6 +185,7 @@ type supervisor struct {
 	stopper   atomic.Pointer[string] // who has asked for the stop at the control socket
 	state     atomic.Pointer[string] // what systemd was told last, in words
 	figures   manager.Figures        // at the last pulse
+	front     liveFront              // has none without --http
 }
 
 // run serves until a signal has stopped all. endFront has the built-in front
@@ -375,7 +377,11 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 		s.tellRefused(wrong)
 		return err
 	}
-	return s.m.Reload(ctx, cfg, r.Reloading)
+	err = s.m.Reload(ctx, cfg, r.Reloading)
+	if s.front.now.Load() != nil { // where a pool listens may be elsewhere, also when others have failed
+		s.front.set(frontPools(s.m))
+	}
+	return err
 }
 
 // load reads the configuration anew, which takes milliseconds, beside the exchanges.
@@ -464,8 +470,8 @@ func (s *supervisor) pulse(since time.Duration) {
 }
 
 // frontPools is what the built-in front serves.
-func frontPools(cfg *manager.Config) (ps []frontPool) {
-	for _, p := range cfg.Pools {
+func frontPools(m *manager.Manager) (ps []frontPool) {
+	for _, p := range m.Fronts() {
 		ps = append(ps, frontPool{Name: p.Name, Network: p.Listen[0].Network, Address: p.Listen[0].Address, ScriptName: p.ScriptName})
 	}
 	return ps
