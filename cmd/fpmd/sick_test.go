@@ -254,8 +254,8 @@ func mostStarts(length time.Duration) int {
 // fork-bombs within its limit and one that ignores TERM, a healthy pool has every request answered and keeps its
 // workers; the sick ones are started no more often than backoff says, and cost the supervisor less than 5 % of a
 // processor. How long the healthy pool takes, beside them and alone in the same run, is printed, and judged where
-// FPMD_FIGURES is set: the median within 25 %; the 99th percentile within 2 times, or a quarter more than what it is for processes that
-// nobody manages and that answer the same at the same time: there the machine has not got it to give.
+// FPMD_FIGURES is set: the median within 25 %, the 99th percentile within 2 times. Beside it is printed what the percentile is for
+// processes that nobody manages and that answer the same at the same time: it tells how much of it is the machine's.
 func TestStormOfSickPools(t *testing.T) {
 	needRoot(t, "has pools of several users")
 	dir := appDir(t)
@@ -343,7 +343,7 @@ func TestStormOfSickPools(t *testing.T) {
 	if cpu > 0.05 {
 		t.Errorf("the sick pools cost the supervisor %.1f %% of a processor, want less than 5 %%", 100*cpu)
 	}
-	if most := max(2, 1.25*twinP99); os.Getenv("FPMD_FIGURES") != "" && (median > 1.25 || p99 > most) {
-		t.Errorf("the healthy pool takes %.2f times as long with the sick ones in the median, and %.2f times in the 99th percentile; want 1.25 and %.2f", median, p99, most)
+	if os.Getenv("FPMD_FIGURES") != "" && (median > 1.25 || p99 > 2) {
+		t.Errorf("the healthy pool takes %.2f times as long with the sick ones in the median, and %.2f times in the 99th percentile; want 1.25 and 2", median, p99)
 	}
 }
