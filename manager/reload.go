@@ -18,7 +18,7 @@ type Plan struct {
 	Refused []Change   `json:"refused"` // what takes a restart: with any, nothing is reloaded
 	Changes []Change   `json:"changes"` // of [supervisor], that count at once
 	Later   []Change   `json:"later"`   // what counts from the next start on
-	Pools   []PoolPlan `json:"pools"`   // those that are rolled, in order of their names
+	Pools   []PoolPlan `json:"pools"`   // those of which something becomes, in order of their names
 }
 
 // A PoolPlan is what becomes of a pool. Where nothing changes, it is rolled to its present configuration, for its
@@ -42,6 +42,11 @@ type Change struct {
 
 	name  string // of the key, without its table
 	fixed bool   // it takes a restart
+}
+
+// ofFront reports whether c is of what a pool shows to the front.
+func (c Change) ofFront() bool {
+	return slices.Contains(listenOfPool, c.name) || slices.Contains(grantsOfPool, c.name)
 }
 
 func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.Key, c.New, c.Old) }
@@ -96,12 +101,10 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 		if r.Changed && len(changes) == 0 {
 			continue
 		}
-		live := func(c Change) bool {
-			return slices.Contains(slices.Concat(sizesOfPool, listenOfPool, grantsOfPool), c.name)
-		}
+		wantsWorkers := func(c Change) bool { return !c.ofFront() && !slices.Contains(sizesOfPool, c.name) }
 		plan.Pools = append(plan.Pools, PoolPlan{
 			Name: p.name, Changes: changes, next: next[p.name],
-			Rolled:      !r.Changed || slices.ContainsFunc(changes, func(c Change) bool { return !live(c) }),
+			Rolled:      !r.Changed || slices.ContainsFunc(changes, wantsWorkers),
 			Resized:     anyOf(changes, sizesOfPool),
 			Rebound:     anyOf(changes, listenOfPool),
 			Connections: anyOf(changes, grantsOfPool),
@@ -118,10 +121,9 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 // changes is what next has that p has not. What p shows to the front is as the last reload has left it, for a
 // rollback does not change that.
 func (p *pool) changes(next *PoolConfig) []Change {
-	shows := func(c Change) bool { return slices.Contains(slices.Concat(listenOfPool, grantsOfPool), c.name) }
 	return slices.Concat(
-		slices.DeleteFunc(changesOf(p.config(), next), shows),
-		slices.DeleteFunc(changesOf(p.front.Load(), next), func(c Change) bool { return !shows(c) }))
+		slices.DeleteFunc(changesOf(p.config(), next), Change.ofFront),
+		slices.DeleteFunc(changesOf(p.front.Load(), next), func(c Change) bool { return !c.ofFront() }))
 }
 
 // anyOf reports whether changes has one of a key of these names.

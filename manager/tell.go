@@ -159,9 +159,7 @@ func (p *pool) tellRolledBack(g, old *generation, workers int, by string) {
 	p.mu.Lock()
 	was, is := old.sizes, g.sizes
 	p.mu.Unlock()
-	changes := slices.DeleteFunc(changesOf(was, is), func(c Change) bool { // which stay as they are
-		return slices.Contains(slices.Concat(listenOfPool, grantsOfPool), c.name)
-	})
+	changes := slices.DeleteFunc(changesOf(was, is), Change.ofFront) // which stays as it is
 	next := "a reload rolls it to the code that is there then"
 	if len(changes) > 0 {
 		next = "a reload rolls it to the code, and to the keys of the configuration, that are there then"

@@ -21,6 +21,11 @@ func yieldToWorkers() (done bool, err error) {
 		return false, nil
 	}
 	attr.Policy = unix.SCHED_BATCH
+	return schedule(attr)
+}
+
+// schedule has every thread of this process scheduled by attr. It reports whether any is, also with an error.
+func schedule(attr *unix.SchedAttr) (done bool, err error) {
 	// A thread that begins meanwhile may have come of one that was not asked
 	// yet; it is in the second listing.
 	for range 2 {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -173,27 +174,11 @@ func examiner(long string, socks []string) error {
 
 // goFirst puts all threads of this process before those of the normal policy, where it may.
 func goFirst() error {
-	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
-	for range 2 { // a thread that one begins which was not asked yet is in the second listing
-		tasks, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			return err
-		}
-		for _, task := range tasks {
-			tid, err := strconv.Atoi(task.Name())
-			if err != nil {
-				return err
-			}
-			switch err := unix.SchedSetAttr(tid, attr, 0); err {
-			case nil, unix.ESRCH:
-			case unix.EPERM: // a container without CAP_SYS_NICE
-				return nil
-			default:
-				return fmt.Errorf("sched_setattr: %w", err)
-			}
-		}
+	_, err := schedule(&unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1})
+	if errors.Is(err, unix.EPERM) { // a container without CAP_SYS_NICE
+		return nil
 	}
-	return nil
+	return err
 }
 
 // cpuTime is what a process, without those that it has started, has had of the processors.
