@@ -192,10 +192,7 @@ func (r *refront) commit() error {
 	p.listeners = slices.Concat(r.stay, r.fresh)
 	p.front.Store(&shown)
 	if r.server != nil {
-		p.mu.Lock()
 		p.server.Store(r.server)
-		p.formerly = append(p.formerly, before)
-		p.mu.Unlock()
 		for _, l := range r.stay {
 			before.Release(l.Listener)
 			m.serve(p, l)
@@ -211,6 +208,11 @@ func (r *refront) commit() error {
 		m.store(l)
 		m.serve(p, l)
 		p.log.Info("listens", "listen", l.addr.Address)
+	}
+	if r.server != nil { // now: letGo, which ends it with its last connection, would close listeners that are not released yet
+		p.mu.Lock()
+		p.formerly = append(p.formerly, before)
+		p.mu.Unlock()
 	}
 	if err := errors.Join(errs...); err != nil {
 		p.log.Error("socket not changed", "cause", err, "next", "the next reload tries again")

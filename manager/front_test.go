@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -120,4 +121,53 @@ func TestRefrontAdjusts(t *testing.T) {
 			t.Errorf("a socket that can't be changed: %v", err)
 		}
 	}
+}
+
+// A server that has no connection is let go at any moment of a change, and never with the listener that it was to release.
+func TestRefrontBesideLetGo(t *testing.T) {
+	dir := t.TempDir()
+	at := unixAt(filepath.Join(dir, "a.sock"))
+	const changes = 300
+	roomy := func(n int) *PoolConfig { // for who is not accepted yet, too
+		cfg := listenPool("a", at)
+		cfg.MaxConnections, cfg.ListenBacklog = changes+n, 2*changes
+		return cfg
+	}
+	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, nil, roomy(0))
+	p := m.pools[0]
+	m.serve(p, p.listeners[0])
+	over := make(chan struct{})
+	var upkeep sync.WaitGroup
+	upkeep.Go(func() { // ends with over
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				p.letGo()
+			}
+		}
+	})
+	for n := range changes {
+		r, err := m.refront(p, roomy(1+n))
+		if err == nil {
+			err = r.commit()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("unix", at.Address)
+		if err != nil {
+			t.Fatalf("after change %d: %v", n, err)
+		}
+		c.Close()
+	}
+	close(over)
+	upkeep.Wait()
+	p.letGo()
+	for _, s := range p.servers() {
+		s.Close()
+	}
+	m.serving.Wait()
+	die(m)
 }
