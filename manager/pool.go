@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"fpmd/fcgi"
 	"fpmd/protocol"
 )
@@ -159,7 +157,8 @@ func (p *pool) newGeneration(cfg *PoolConfig) *generation {
 }
 
 // roll replaces the serving generation by a new one of cfg: a first worker, to see
-// whether it comes up at all, then the others side by side, as many as there are to be by then; only when all are ready, and the first has lived for goodLife, do they take over, and the old ones finish
+// whether it comes up at all, then the others one by one, as many as there are to be by then, so that loading
+// takes no more than a processor from those who serve; only when all are ready, and the first has lived for goodLife, do they take over, and the old ones finish
 // what they have. Others take the place of those that do not come up, or do not live; when these are more than
 // max_boot_failures, the new generation is given up, and the old one goes on serving, if it does.
 func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
@@ -174,9 +173,11 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 		}
 		var failed []error
 		if len(ws) < wanted {
-			var up []*worker
-			up, failed = g.startWorkers(ctx, wanted-len(ws), cfg.MaxBootFailures-failures)
-			ws = append(ws, up...)
+			if w, err := g.startWorker(ctx); err != nil {
+				failed = []error{err}
+			} else {
+				ws = append(ws, w)
+			}
 		} else {
 			select {
 			case <-time.After(time.Until(ws[0].readyAt.Add(goodLife))): // set once it is ready, and not after
@@ -202,35 +203,6 @@ func (p *pool) roll(ctx context.Context, cfg *PoolConfig) error {
 		g.pause(ctx)
 	}
 	return nil
-}
-
-// startWorkers starts n side by side, until more than spare have failed, and returns those that came up, and
-// why others did not.
-func (g *generation) startWorkers(ctx context.Context, n, spare int) (up []*worker, failed []error) {
-	ctx, giveUp := context.WithCancel(ctx)
-	defer giveUp()
-	var mu sync.Mutex
-	var starts errgroup.Group
-	starts.SetLimit(g.pool.mgr.starts.n)
-	for range n {
-		starts.Go(func() error {
-			w, err := g.startWorker(ctx)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				up = append(up, w)
-			case len(failed) <= spare: // else it was given up
-				failed = append(failed, err)
-			}
-			if len(failed) > spare {
-				giveUp()
-			}
-			return nil
-		})
-	}
-	_ = starts.Wait() // they are in failed
-	return up, failed
 }
 
 // pause waits until the next start of a worker is due after those that have failed.
