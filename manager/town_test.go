@@ -270,18 +270,12 @@ func (v *town) check(when string) {
 			wrong("generation %d is kept, and was retired", k.n)
 		}
 	}
-	have := 0 // of the serving generation
 	for w := range v.workers {
 		if w.gen != v.gen && w.servesLocked() && !v.reloads.Load() && (v.kept == nil || v.kept.gen != w.gen) {
 			wrong("worker %d of generation %d is %v, which neither serves nor is kept", w.id, w.gen.n, w.state)
 		}
-		if w.gen != v.gen || w.state != starting && !w.servesLocked() {
-			continue
-		}
-		if n := w.next; n == nil || n.state != starting && !n.servesLocked() { // else it is as good as gone
-			have++
-		}
 	}
+	have := v.ofLocked(v.gen)
 	if l := &v.over; l.missed < 0 || l.missed > 1 || l.on() != l.told || !l.on() && l.refused+l.left > 0 {
 		wrong("of overload there is %+v", *l)
 	}
@@ -289,6 +283,19 @@ func (v *town) check(when string) {
 		wrong("%d workers, there may be %d, and there were %d", have, v.size, v.before)
 	}
 	v.before = have
+}
+
+// ofLocked counts the workers of g that serve, or are on their way, but for those who have a successor. pool.mu is held.
+func (v *town) ofLocked(g *generation) (n int) {
+	for w := range v.workers {
+		if w.gen != g || w.state != starting && !w.servesLocked() {
+			continue
+		}
+		if next := w.next; next == nil || next.state != starting && !next.servesLocked() { // else it is as good as gone
+			n++
+		}
+	}
+	return n
 }
 
 // Whatever happens to a pool, in any order, what it keeps adds up and it keeps to its size; and when nothing
@@ -377,6 +384,10 @@ func liveInTown(t *testing.T, seed uint64) (rolledBack int) {
 		default:
 			v.mu.Lock()
 			from, to := v.gen, v.kept
+			kept := 0 // who was on the way when it was replaced still is
+			if to != nil {
+				kept = v.ofLocked(to.gen)
+			}
 			v.mu.Unlock()
 			err := v.rollback(v.t.Context(), "")
 			rollOne.Unlock()
@@ -385,6 +396,7 @@ func liveInTown(t *testing.T, seed uint64) (rolledBack int) {
 			}
 			if err == nil {
 				rolledBack++
+				v.before = kept
 			}
 		}
 		v.check(trail)
