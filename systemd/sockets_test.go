@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -155,4 +157,112 @@ func TestNoConnectionIsLost(t *testing.T) {
 		t.Errorf("after the stop, fpmd.socket: %v", err)
 	}
 	b.until("fpmd is started by who connects", func() bool { return b.property("ActiveState") == "active" })
+}
+
+// A reload moves a pool from its socket and its port to others, while somebody asks: systemd stores the new ones and no more the old
+// ones, so that who connects while fpmd is down, because it was killed or is restarted, waits in the new ones. A pool that fpmd.socket
+// listens for keeps that: a reload that leaves it out is refused, and changes nothing; one that adds an address of its own listens at both.
+func TestReloadMovesStoredSockets(t *testing.T) {
+	const first, second, unit, beside = "/run/fpmd/pid.sock", "/run/fpmd/second.sock", "/run/fpmd-sockets/blog.sock", "/run/fpmd/beside.sock"
+	config := strings.Replace(pidPool, `"`+first+`"`, `["127.0.0.1:9001", "`+first+`"]`, 1) +
+		strings.NewReplacer("pool.pid", "pool.blog", `"`+first+`"`, `["`+unit+`"]`).Replace(pidPool)
+	b := boot(t, config)
+	b.write("/etc/systemd/system/fpmd.service.d/held.conf", held)
+	b.write("/go", "")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", "fpmd.socket", "fpmd")
+	main := b.property("MainPID")
+	made := regexp.MustCompile(`/\.([^/]+)\.[a-z0-9]+$`) // a Unix socket is bound by another name, and then gets its own
+	stored := func() []string {
+		t.Helper()
+		var names []string
+		for _, l := range strings.Split(b.run("ss", "-Hlnp", "-xt"), "\n") {
+			if f := strings.Fields(l); strings.Contains(l, "(\"systemd\",pid=1,") && (strings.HasPrefix(f[4], "/run/fpmd") || strings.HasPrefix(f[4], "127.0.0.1:90")) {
+				names = append(names, made.ReplaceAllString(f[4], "/$1"))
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	want := func(when string, sockets ...string) {
+		t.Helper()
+		if got := stored(); !slices.Equal(got, sockets) {
+			t.Errorf("%s, systemd holds %q, want %q", when, got, sockets)
+		}
+	}
+	want("after the start", unit, first, "127.0.0.1:9001")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	asked := make(chan struct{}, 1)
+	for range 2 {
+		load.Go(func() { // ends with ctx
+			for ctx.Err() == nil {
+				for _, socket := range []string{first, second, unit} {
+					nc, err := b.dial(socket)
+					if err != nil && socket != unit {
+						continue // nobody listens there now
+					}
+					if err == nil {
+						err = ask(nc)
+					}
+					if err != nil {
+						t.Errorf("%s, while it is reloaded: %v", socket, err)
+						return
+					}
+				}
+				select {
+				case asked <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	moved := strings.NewReplacer(first, second, "127.0.0.1:9001", "127.0.0.1:9002", `["`+unit+`"]`, `["`+unit+`", "`+beside+`"]`).Replace(config)
+	b.write("/etc/fpmd/fpmd.toml", moved)
+	<-asked
+	b.run("systemctl", "reload", "fpmd")
+	<-asked
+	<-asked // the second began after the reload
+	cancel()
+	load.Wait()
+	want("after the reload", unit, beside, second, "127.0.0.1:9002")
+	b.want("NFileDescriptorStore", "3")
+	if b.command("test", "-e", first).Run() == nil {
+		t.Errorf("after the reload %s is left", first)
+	}
+
+	b.write("/etc/fpmd/fpmd.toml", strings.Replace(moved, `"`+unit+`", `, "", 1))
+	if said := b.try("systemctl", "reload", "fpmd"); !strings.Contains(said, "exit status") {
+		t.Errorf("a reload without the address of fpmd.socket: %s", said)
+	}
+	if said := b.run("journalctl", "-u", "fpmd", "-o", "cat"); !strings.Contains(said, "a socket unit listens there") {
+		t.Errorf("why it was refused is not in the journal: %s", said)
+	}
+	want("after the refused reload", unit, beside, second, "127.0.0.1:9002")
+	b.want("MainPID", main)
+	b.write("/etc/fpmd/fpmd.toml", moved)
+
+	for _, down := range [][]string{{"kill", "--kill-whom=main", "-s", "KILL", "fpmd"}, {"restart", "--no-block", "fpmd"}} {
+		b.run("rm", "/go")
+		b.run(append([]string{"systemctl"}, down...)...)
+		b.until("the next start waits", func() bool { return b.property("SubState") == "start-pre" })
+		var waiting sync.WaitGroup
+		for _, socket := range []string{unit, beside, second} {
+			nc, err := b.dial(socket)
+			if err != nil {
+				t.Fatalf("after %s, %s: %v", down[0], socket, err)
+			}
+			waiting.Go(func() {
+				if err := ask(nc); err != nil {
+					t.Errorf("asked %s after %s: %v", socket, down[0], err)
+				}
+			})
+		}
+		b.write("/go", "")
+		waiting.Wait()
+		b.until("fpmd is ready", func() bool { return b.property("ActiveState") == "active" })
+		b.run(program, "request", "pid", "/") // by TCP, its first address
+		want("after "+down[0], unit, beside, second, "127.0.0.1:9002")
+	}
 }
