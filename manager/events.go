@@ -275,11 +275,18 @@ func (r *record) reaches(pool string) (since time.Time) {
 	return since
 }
 
+// knows reports whether something has happened in the pool of this name.
+func (r *record) knows(pool string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rings[pool] != nil
+}
+
 // Events has a Follower begin at the oldest event that is kept, and not before since. The error is about a pool
-// that there is not.
+// that there neither is nor was.
 func (m *Manager) Events(since time.Time, pools []string) (*Follower, error) {
-	if len(pools) > 0 {
-		if err := m.Known(pools); err != nil {
+	if gone := slices.DeleteFunc(slices.Clone(pools), m.events.knows); len(gone) > 0 { // of one that was removed there are events
+		if err := m.Known(gone); err != nil {
 			return nil, err
 		}
 	}

@@ -374,7 +374,7 @@ func TestFailingIsToldOnce(t *testing.T) {
 func TestWhyOfANumberUsedAgain(t *testing.T) {
 	m := &Manager{log: slog.New(slog.DiscardHandler)}
 	p := newPool(m, &PoolConfig{Name: "app"})
-	m.pools = []*pool{p}
+	m.pools.add(p)
 	p.gen = p.newGeneration(p.config())
 	p.mu.Lock()
 	w := p.gen.newWorkerLocked("")

@@ -22,6 +22,8 @@ var (
 	listenOfPool = []string{"listen", "listen_mode", "listen_owner", "listen_group", "listen_backlog"}
 	// grantsOfPool those of what connections get.
 	grantsOfPool = []string{"allowed_clients", "max_connections", "client_timeout", "buffer_request", "buffer_response", "buffer_files", "max_environ"}
+	// logOfPool is that of where requests are told of.
+	logOfPool = []string{"access_log"}
 )
 
 // newServer is what p answers connections with that come while cfg counts.
@@ -51,7 +53,7 @@ type Front struct {
 
 // Fronts are those of all pools now, in the order of the configuration. Any goroutine may ask at any time.
 func (m *Manager) Fronts() (fs []Front) {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		fs = append(fs, Front{p.name, p.front.Load().Listen, p.config().ScriptName})
 	}
 	return fs
@@ -93,27 +95,30 @@ func (p *pool) letGo() {
 
 // A refront is what a reload is about to make of a pool's front: all that can fail has been done.
 type refront struct {
-	p      *pool
-	cfg    *PoolConfig
-	server *fcgi.Server // for connections that come from then on; nil: as before
-	stay   []*listener  // of those that there are, in the end
-	fresh  []*listener  // bound, and served in the end
+	p       *pool
+	cfg     *PoolConfig
+	server  *fcgi.Server // for connections that come from then on; nil: as before
+	stay    []*listener  // of those that there are, in the end
+	fresh   []*listener  // bound, and served in the end
+	relogs  bool         // requests are told of elsewhere from then on:
+	access  *accessLog   // there
+	arrives bool         // the pool is a new one, which takes
+	takes   []taking     // of others
 }
 
 // refront prepares the front that cfg says for p; nil: it has it. m.reload is held.
 func (m *Manager) refront(p *pool, cfg *PoolConfig) (_ *refront, err error) {
 	changes := p.changes(cfg)
-	regrants := anyOf(changes, grantsOfPool)
-	if !regrants && !anyOf(changes, listenOfPool) {
+	if !slices.ContainsFunc(changes, Change.ofFront) {
 		return nil, nil
 	}
-	r := &refront{p: p, cfg: cfg}
+	r := &refront{p: p, cfg: cfg, relogs: anyOf(changes, logOfPool)}
 	defer func() {
 		if err != nil {
 			r.undo()
 		}
 	}()
-	if regrants {
+	if anyOf(changes, grantsOfPool) {
 		r.server = p.newServer(cfg)
 	}
 	for _, l := range p.listeners {
@@ -121,14 +126,37 @@ func (m *Manager) refront(p *pool, cfg *PoolConfig) (_ *refront, err error) {
 		switch {
 		case l.unit && !stays:
 			return nil, fmt.Errorf("pool.%s.listen: %q is missing: a socket unit listens there for it: want systemctl stop of that, and a restart of fpmd", cfg.Name, l.addr.Address)
-		case l.unit && l.addr.Network != "unix" && !l.addr.loopback() && len(cfg.AllowedClients) == 0:
-			return nil, errOpenToAll(cfg, l.addr)
 		case stays:
+			if err := openToAll(cfg, l); err != nil {
+				return nil, err
+			}
 			r.stay = append(r.stay, l)
 		}
 	}
+	if err := r.bind(); err != nil {
+		return nil, err
+	}
+	if r.relogs {
+		if r.access, err = m.opts.Logs.access(cfg, m.cfg.Supervisor); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// openToAll refuses a socket unit's l that others than this machine reach, where cfg does not say who may.
+func openToAll(cfg *PoolConfig, l *listener) error {
+	if l.unit && l.addr.Network != "unix" && !l.addr.loopback() && len(cfg.AllowedClients) == 0 {
+		return errOpenToAll(cfg, l.addr)
+	}
+	return nil
+}
+
+// bind binds what r's pool neither has already nor takes.
+func (r *refront) bind() error {
+	cfg, m := r.cfg, r.p.mgr
 	for _, a := range cfg.Listen {
-		if slices.ContainsFunc(r.stay, func(l *listener) bool { return l.addr == a }) {
+		if slices.ContainsFunc(r.stay, func(l *listener) bool { return l.addr == a }) || slices.ContainsFunc(r.takes, func(t taking) bool { return t.l.addr == a }) {
 			continue
 		}
 		l, err := listen(a, cfg)
@@ -136,16 +164,16 @@ func (m *Manager) refront(p *pool, cfg *PoolConfig) (_ *refront, err error) {
 			err = fmt.Errorf("pool.%s.listen: %q: pool %s listens at %s until this reload is over: want another address first, in a reload of its own, or a restart of fpmd", cfg.Name, a.Address, other.name, at)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r.fresh = append(r.fresh, l)
 	}
-	return r, nil
+	return nil
 }
 
 // listensAt is the pool that has a, or another address with the same port, and that address; nil: none has.
 func (m *Manager) listensAt(a Address) (*pool, Address) {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			if l.addr == a || a.Network == "tcp" && l.addr.Network == "tcp" && portOf(l.addr) == portOf(a) {
 				return p, l.addr
@@ -168,29 +196,42 @@ func (r *refront) undo() {
 	for _, l := range r.fresh {
 		l.close()
 	}
+	r.p.mgr.opts.Logs.release(r.access)
+	if r.arrives {
+		r.p.mu.Lock()
+		r.p.mgr.rations.leaveLocked(r.p)
+		r.p.mu.Unlock()
+		r.p.mgr.serving.Go(r.p.wg.Wait) // for workers that did not come up
+	}
 }
 
 // commit has the pool show its new front. Who has connected to an address that it leaves, and waits there, is still taken.
 // An error is of a socket that can't have the owner, mode or backlog that it is to have: it stays as it was, and so do these keys.
 // m.reload is held.
 func (r *refront) commit() error {
-	if r == nil {
+	switch {
+	case r == nil:
 		return nil
+	case r.arrives:
+		return r.commitArrival()
 	}
 	p, m := r.p, r.p.mgr
-	before, shown := p.server.Load(), *r.cfg
+	before, shown := p.server.Load(), r.cfg
 	gone := slices.DeleteFunc(slices.Clone(p.listeners), func(l *listener) bool { return slices.Contains(r.stay, l) })
 	var errs []error
 	for _, l := range r.stay {
 		if err := l.adjust(r.cfg); err != nil {
-			errs = append(errs, fmt.Errorf("pool.%s.listen: %q stays as it was: %w", p.name, l.addr.Address, err))
+			errs = append(errs, r.stays(l, err))
 		}
 	}
-	if old := p.front.Load(); len(errs) > 0 { // so that the next reload tries again
-		shown.ListenMode, shown.ListenOwner, shown.ListenGroup, shown.ListenBacklog = old.ListenMode, old.ListenOwner, old.ListenGroup, old.ListenBacklog
+	if len(errs) > 0 {
+		shown = r.cfg.dressedAs(p.front.Load())
 	}
 	p.listeners = slices.Concat(r.stay, r.fresh)
-	p.front.Store(&shown)
+	p.front.Store(shown)
+	if r.relogs {
+		m.opts.Logs.release(p.access.Swap(r.access))
+	}
 	if r.server != nil {
 		p.server.Store(r.server)
 		for _, l := range r.stay {
@@ -214,11 +255,27 @@ func (r *refront) commit() error {
 		p.formerly = append(p.formerly, before)
 		p.mu.Unlock()
 	}
-	if err := errors.Join(errs...); err != nil {
-		p.log.Error("socket not changed", "cause", err, "next", "the next reload tries again")
-		return err
+	return r.tellNotAdjusted(errs)
+}
+
+// dressedAs is cfg with the owner, mode and backlog of other, which its sockets have: so that the next reload tries again.
+func (cfg *PoolConfig) dressedAs(other *PoolConfig) *PoolConfig {
+	c := *cfg
+	c.ListenMode, c.ListenOwner, c.ListenGroup, c.ListenBacklog = other.ListenMode, other.ListenOwner, other.ListenGroup, other.ListenBacklog
+	return &c
+}
+
+// stays is why l, whose owner, mode and backlog could not be changed because of err, has its old ones.
+func (r *refront) stays(l *listener, err error) error {
+	return fmt.Errorf("pool.%s.listen: %q stays as it was: %w", r.p.name, l.addr.Address, err)
+}
+
+func (r *refront) tellNotAdjusted(errs []error) error {
+	err := errors.Join(errs...)
+	if err != nil {
+		r.p.log.Error("socket not changed", "cause", err, "next", "the next reload tries again")
 	}
-	return nil
+	return err
 }
 
 // adjust gives l the backlog, and a Unix socket the owner and mode, that cfg says; of a socket unit, nothing.

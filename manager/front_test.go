@@ -34,7 +34,7 @@ func TestRefrontOfSocketUnits(t *testing.T) {
 	} {
 		next := listenPool("a", tt.listen)
 		next.AllowedClients = tt.clients
-		if r, err := m.refront(m.pools[0], next); r != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
+		if r, err := m.refront(m.pools.all()[0], next); r != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, %v, want an error with %q", tt.what, r, err, tt.want)
 		}
 	}
@@ -49,7 +49,7 @@ func TestRefrontIsStored(t *testing.T) {
 	store := newFakeStore(t)
 	stays, goes, comes := unixAt(filepath.Join(dir, "stays")), unixAt(filepath.Join(dir, "goes")), unixAt(filepath.Join(dir, "comes"))
 	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, nil, listenPool("a", stays, goes))
-	r, err := m.refront(m.pools[0], listenPool("a", stays, comes))
+	r, err := m.refront(m.pools.all()[0], listenPool("a", stays, comes))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,9 +69,9 @@ func TestRefrontIsStored(t *testing.T) {
 		t.Error("the socket that was left has its name still")
 	}
 	die(m)
-	m.pools[0].server.Load().Close()
-	if len(m.pools[0].listeners) != 2 {
-		t.Errorf("%d listeners, want 2", len(m.pools[0].listeners))
+	m.pools.all()[0].server.Load().Close()
+	if len(m.pools.all()[0].listeners) != 2 {
+		t.Errorf("%d listeners, want 2", len(m.pools.all()[0].listeners))
 	}
 	m.serving.Wait()
 }
@@ -83,7 +83,7 @@ func TestRefrontAdjusts(t *testing.T) {
 	at := unixAt(filepath.Join(dir, "a.sock"))
 	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, nil, listenPool("a", at))
 	defer die(m)
-	p := m.pools[0]
+	p := m.pools.all()[0]
 	commit := func(mode os.FileMode) error {
 		next := listenPool("a", at)
 		next.ListenMode = mode
@@ -134,7 +134,7 @@ func TestRefrontBesideLetGo(t *testing.T) {
 		return cfg
 	}
 	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, nil, roomy(0))
-	p := m.pools[0]
+	p := m.pools.all()[0]
 	m.serve(p, p.listeners[0])
 	over := make(chan struct{})
 	var upkeep sync.WaitGroup

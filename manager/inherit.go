@@ -317,7 +317,7 @@ func sendDescriptor(socket, state string, l net.Listener) error {
 // that it keeps: so it does at systemctl restart, and not at systemctl stop, when they would keep clients waiting for nobody.
 func (m *Manager) bequeath(ctx context.Context) bool {
 	n := 0
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			if l.stored != "" {
 				n++

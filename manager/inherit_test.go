@@ -98,7 +98,7 @@ func heirOf(t *testing.T, dir string, log io.Writer, files []*os.File, pools ...
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			m.store(l)
 		}
@@ -108,7 +108,7 @@ func heirOf(t *testing.T, dir string, log io.Writer, files []*os.File, pools ...
 
 // die closes what the kernel closes when m's process is killed.
 func die(m *Manager) {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			l.Close()
 		}
@@ -153,7 +153,7 @@ func TestStoredSockets(t *testing.T) {
 		again := pools()
 		again[1].ListenMode = 0o640
 		m = heirOf(t, dir, t.Output(), store.hand(), again...)
-		listeners := append(m.pools[0].listeners, m.pools[1].listeners...)
+		listeners := append(m.pools.all()[0].listeners, m.pools.all()[1].listeners...)
 		for i, c := range waiting {
 			l := listeners[i]
 			if got := l.Addr().String(); got != l.addr.Address {
@@ -198,7 +198,7 @@ func TestSocketsStayForARestart(t *testing.T) {
 	defer c.Close()
 	m = heirOf(t, dir, t.Output(), store.hand(), listenPool("app", unixAt(path)))
 	defer m.Stop(context.Background())
-	if l := m.pools[0].listeners[0]; l.stored == "" || !waits(l) {
+	if l := m.pools.all()[0].listeners[0]; l.stored == "" || !waits(l) {
 		t.Error("who connected between the two does not wait at the second")
 	}
 }
@@ -257,7 +257,7 @@ func TestStoredSocketOfAnotherAddress(t *testing.T) {
 		store := newFakeStore(t)
 		die(heirOf(t, dir, t.Output(), nil, listenPool("app", Address{"tcp", hosts[0] + ":" + port})))
 		m := heirOf(t, dir, t.Output(), store.hand(), listenPool("app", Address{"tcp", hosts[1] + ":" + port}))
-		l := m.pools[0].listeners[0]
+		l := m.pools.all()[0].listeners[0]
 		if got := l.Listener.Addr().String(); got != hosts[1]+":"+port {
 			t.Errorf("after %s, %s is wanted and it listens at %s", hosts[0], hosts[1], got)
 		}
@@ -280,7 +280,7 @@ func TestSocketMadeAgainIsStored(t *testing.T) {
 	}
 	m.restore()
 	store.read()
-	if l := m.pools[0].listeners[0]; len(store.kept) != 1 || store.kept[l.stored] == nil {
+	if l := m.pools.all()[0].listeners[0]; len(store.kept) != 1 || store.kept[l.stored] == nil {
 		t.Errorf("systemd keeps %v, want %s", store.kept, l.stored)
 	}
 }
@@ -333,7 +333,7 @@ func TestSocketUnits(t *testing.T) {
 	m := heirOf(t, dir, &log, files,
 		listenPool("by-address", unixAt(byAddress), Address{"tcp", "localhost:" + port}), listenPool("by-link", unixAt(filepath.Join(link, "l.sock"))), listenPool("named", unixAt(own)))
 	want := [][]string{{byAddress, "localhost:" + port}, {filepath.Join(link, "l.sock")}, {own, byName, named.Address}}
-	for i, p := range m.pools {
+	for i, p := range m.pools.all() {
 		var got []string
 		for _, l := range p.listeners {
 			got = append(got, l.addr.Address)

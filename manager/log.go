@@ -82,15 +82,46 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	if f := ls.files[path]; f != nil {
+		f.users++
 		return f, nil
 	}
 	f, err := openLog(path, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", bare(err), pathRemedy(err, path, "a log"))
 	}
-	lf := &lineFile{name: path, w: f, c: f}
+	lf := &lineFile{name: path, w: f, c: f, users: 1}
 	ls.files[path] = lf
 	return lf, nil
+}
+
+// release says that a is not written any more, but for who has just begun to; nil is allowed. sweep closes what nobody uses.
+func (ls *Logs) release(a *accessLog) {
+	if a == nil || a.file == ls.main {
+		return
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if a.file.users--; a.file.users == 0 {
+		a.file.unused = time.Now()
+	}
+}
+
+// unusedFor is how long a file stays open that nobody uses: who has just begun to write ends within far less.
+const unusedFor = time.Second
+
+// sweep closes the files that nobody uses any more. It is called once in a while.
+func (ls *Logs) sweep(now time.Time) {
+	if ls == nil {
+		return
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for path, f := range ls.files {
+		if f.users == 0 && !f.unused.IsZero() && now.Sub(f.unused) >= unusedFor {
+			_ = f.close() // what could not be written has been complained of
+			delete(ls.files, path)
+		}
+	}
 }
 
 func openLog(path string, flags int) (*os.File, error) {
@@ -131,6 +162,9 @@ type lineFile struct {
 	w        io.Writer
 	c        io.Closer // nil: not ours to close
 	terminal bool
+
+	users  int       // access logs, and the log itself, that go there; guarded by Logs.mu, as is
+	unused time.Time // since when there is none
 
 	mu      sync.Mutex
 	kept    []byte
@@ -251,7 +285,8 @@ func (k keeper) Write(line []byte) (int, error) {
 
 // An accessLog has a line for every request of a pool.
 type accessLog struct {
-	log *slog.Logger
+	file *lineFile
+	log  *slog.Logger
 }
 
 // access opens the access log of a pool; nil: it has none.
@@ -268,7 +303,7 @@ func (ls *Logs) access(cfg *PoolConfig, s Supervisor) (*accessLog, error) {
 			return nil, fmt.Errorf("pool.%s.access_log: %q: %w", cfg.Name, cfg.AccessLog, err)
 		}
 	}
-	return &accessLog{log: slog.New(ls.handler(s.LogFormat, f, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
+	return &accessLog{file: f, log: slog.New(ls.handler(s.LogFormat, f, keeper{f}, slog.LevelInfo)).With("pool", cfg.Name)}, nil
 }
 
 func (a *accessLog) write(x *exchange, o outcome) {

@@ -63,7 +63,7 @@ type Manager struct {
 	noGroups error      // says why
 	path     string     // of the configuration
 	since    time.Time
-	pools    []*pool
+	pools    roster
 	control  *listener   // guarded by reload; nil: there is none
 	estate   []*handover // what New has not given to a pool yet
 	starts   turns       // of workers that start
@@ -73,11 +73,14 @@ type Manager struct {
 
 	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
+	handing    sync.Mutex        // held, within a reload, while a listener goes from a pool that leaves to a new one
 	stopped    bool              // guarded by reload, and so is
 	complaints map[string]string // the last error about a path that can't be made again
 	serving    sync.WaitGroup
 	asked      sync.WaitGroup     // who serves the control socket
 	quit       context.CancelFunc // ends what serving counts besides the servers
+	hurry      context.Context    // ends, with why, when pools that were removed have no more time to drain
+	hasten     context.CancelCauseFunc
 	ready      chan struct{}
 	allReady   chan struct{}
 	someReady  chan struct{} // closed when the first pool is ready
@@ -102,6 +105,7 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 		notifySocket: os.Getenv("NOTIFY_SOCKET"),
 		restarts:     unitRestarts,
 	}
+	m.hurry, m.hasten = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
 			m.leave() // who is started next may have more luck
@@ -136,13 +140,15 @@ func New(cfg *Config, o Options) (_ *Manager, err error) {
 	m.disclaimUnwanted(cfg)
 	for _, pc := range cfg.Pools {
 		p := newPool(m, pc)
-		m.pools = append(m.pools, p)
+		m.pools.add(p)
 		if err := m.open(p, pc); err != nil {
 			return nil, err
 		}
-		if p.access, err = o.Logs.access(pc, cfg.Supervisor); err != nil {
+		access, err := o.Logs.access(pc, cfg.Supervisor)
+		if err != nil {
 			return nil, err
 		}
+		p.access.Store(access)
 	}
 	m.disclaim(m.estate)
 	m.estate = nil
@@ -254,7 +260,7 @@ func lockFile(path string) (*os.File, error) {
 
 // leave leaves the listeners that systemd keeps to the fpmd after this one.
 func (m *Manager) leave() {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			l.left = l.stored != ""
 		}
@@ -263,7 +269,7 @@ func (m *Manager) leave() {
 
 // release gives back what claim and New took.
 func (m *Manager) release() {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, l := range p.listeners {
 			l.close()
 		}
@@ -318,7 +324,7 @@ func (m *Manager) Start() {
 	} else {
 		m.log.Debug("workers have no control groups of their own", "cause", m.noGroups)
 	}
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		p.begin()
 		for _, l := range p.listeners {
 			m.store(l)
@@ -336,26 +342,27 @@ func (m *Manager) Start() {
 
 // awaitPools closes m.ready, and m.allReady when its time has come.
 func (m *Manager) awaitPools(ctx context.Context) {
-	await := func(either, or <-chan struct{}) bool {
+	await := func(one, other, third <-chan struct{}) bool {
 		select {
-		case <-either:
-		case <-or:
+		case <-one:
+		case <-other:
+		case <-third:
 		case <-ctx.Done():
 			return false
 		}
 		return true
 	}
-	for _, p := range m.pools {
-		if !await(p.readyOnce, p.failedOnce) {
+	for _, p := range m.pools.all() {
+		if !await(p.readyOnce, p.failedOnce, p.parted) {
 			return
 		}
 	}
-	if !await(m.someReady, nil) {
+	if !await(m.someReady, nil, nil) {
 		return
 	}
 	close(m.ready)
-	for _, p := range m.pools {
-		if !await(p.readyOnce, nil) {
+	for _, p := range m.pools.all() {
+		if !await(p.readyOnce, p.parted, nil) {
 			return
 		}
 	}
@@ -376,7 +383,7 @@ func (m *Manager) AllReady() <-chan struct{} { return m.allReady }
 
 // Unready is the names of pools that have not had one.
 func (m *Manager) Unready() string {
-	return poolNames(slices.DeleteFunc(slices.Clone(m.pools), func(p *pool) bool {
+	return poolNames(slices.DeleteFunc(slices.Clone(m.pools.all()), func(p *pool) bool {
 		select {
 		case <-p.readyOnce:
 			return true
@@ -393,7 +400,7 @@ func (m *Manager) Over() <-chan struct{} { return m.over }
 // demand, it is the most that changes. None goes below one. It holds until a reload
 // changes workers of the pool. The log has who asked for it.
 func (m *Manager) Scale(by int, who string) {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		p.tellScaled(p.scale(by), who)
 	}
 }
@@ -427,12 +434,13 @@ func (m *Manager) Stop(ctx context.Context) {
 	if m.bequeath(ctx) {
 		m.leave()
 	}
+	defer context.AfterFunc(ctx, func() { m.hasten(context.Cause(ctx)) })()
 	var wg sync.WaitGroup
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		wg.Go(func() { // within drain_timeout
-			pctx, cancel := context.WithTimeoutCause(ctx, p.config().DrainTimeout, fmt.Errorf("drain_timeout = %v is over", p.config().DrainTimeout))
+			pctx, cancel := p.drainUntil(ctx)
 			defer cancel()
-			p.stop(pctx)
+			p.stop(pctx, causeStop)
 		})
 	}
 	wg.Wait()

@@ -21,7 +21,7 @@ type pool struct {
 	server    atomic.Pointer[fcgi.Server] // takes new connections
 	front     atomic.Pointer[PoolConfig]  // what server and listeners were made by, or changed to
 	listeners []*listener                 // guarded by Manager.reload
-	access    *accessLog                  // nil: off
+	access    atomic.Pointer[accessLog]   // nil: off
 	numbers   atomic.Uint64
 	cutting   atomic.Bool                  // the stop is out of time: what has begun is not waited for
 	counts    [len(outcomes)]atomic.Uint64 // of requests that have ended
@@ -64,6 +64,7 @@ type pool struct {
 
 	readyOnce  chan struct{}  // closed when the pool is ready for the first time
 	failedOnce chan struct{}  // closed when a worker has not come up, or not lived, for the first time
+	parted     chan struct{}  // closed when it is removed
 	wg         sync.WaitGroup // stewards, what they launch, and workers until they are gone
 }
 
@@ -76,7 +77,7 @@ func newPool(m *Manager, cfg *PoolConfig) *pool {
 		patience:  secondWait,
 		seconds:   protocol.CanWithdraw(),
 		unkept:    "there was no reload or restart since fpmd was started",
-		readyOnce: make(chan struct{}), failedOnce: make(chan struct{}),
+		readyOnce: make(chan struct{}), failedOnce: make(chan struct{}), parted: make(chan struct{}),
 		bringUp: func(ctx context.Context, w *worker) error { return w.start(ctx) },
 	}
 	p.size = cfg.Workers
@@ -245,10 +246,10 @@ func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed [
 }
 
 // takeOverLocked has g serve, with ws, in the place of the generation that it returns, whose free slots are
-// its workers' own again.
+// its workers' own again; nil: there was none.
 func (p *pool) takeOverLocked(g *generation, ws []*worker) (old *generation) {
 	old = p.gen
-	if old.sizes.Workers != g.sizes.Workers {
+	if old != nil && old.sizes.Workers != g.sizes.Workers {
 		p.size = g.sizes.Workers
 	}
 	now := time.Now()
@@ -278,6 +279,7 @@ const (
 	causeRollback = "replaced by a rollback"
 	causeScale    = "scaled down"
 	causeStop     = "stop"
+	causeRemoved  = "its pool was removed"
 	causeKept     = "keep_generation is over"
 )
 
@@ -289,7 +291,10 @@ func (p *pool) notRolled(ctx context.Context, g *generation, err error) error {
 	}
 	next := "the old ones go on serving"
 	p.mu.Lock()
-	if p.hopelessLocked() {
+	switch {
+	case p.gen == nil:
+		next = "there is no such pool, until a reload finds it well"
+	case p.hopelessLocked():
 		next = "the old ones do not come up either, and are tried again"
 	}
 	p.mu.Unlock()
@@ -302,7 +307,7 @@ func (p *pool) rolled(cfg *PoolConfig) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	size := p.size
-	if p.gen.sizes.Workers != cfg.Workers {
+	if p.gen != nil && p.gen.sizes.Workers != cfg.Workers {
 		size = cfg.Workers
 	}
 	if cfg.PM == Static {
@@ -394,9 +399,9 @@ func (p *pool) cut() {
 	}
 }
 
-// stop ends the pool. Until ctx ends, what was accepted is answered; then
+// stop ends the pool, because of cause. Until ctx ends, what was accepted is answered; then
 // what is left is cut. It returns when no process of the pool is left.
-func (p *pool) stop(ctx context.Context) {
+func (p *pool) stop(ctx context.Context, cause string) {
 	p.mu.Lock()
 	p.ending = true
 	p.mu.Unlock()
@@ -430,12 +435,12 @@ func (p *pool) stop(ctx context.Context) {
 	if p.kept != nil {
 		gens = append(gens, p.kept.gen)
 	}
-	p.unkeepLocked("fpmd stops")
+	p.unkeepLocked("the pool stops")
 	p.mgr.rations.leaveLocked(p) // others may still have somebody to answer
 	p.mu.Unlock()
 	for _, g := range gens {
 		if g != nil {
-			g.retire(causeStop)
+			g.retire(cause)
 		}
 	}
 	kill := context.AfterFunc(ctx, func() {

@@ -138,7 +138,7 @@ allow_root = true
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := m.pools[0]
+	p := m.pools.all()[0]
 	if prepare != nil {
 		prepare(p)
 	}

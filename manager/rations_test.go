@@ -247,7 +247,7 @@ func TestStoppedPoolMakesRoom(t *testing.T) {
 		time.Sleep(neededFor)
 		wantServing(t, "before", towns, 3, 0)
 		towns[1].config().QueueTimeout = 10 * time.Second
-		go towns[0].stop(t.Context()) // ends with its workers
+		go towns[0].stop(t.Context(), causeStop) // ends with its workers
 		towns[1].ask(3, 5*time.Second)
 		time.Sleep(time.Second)
 		wantServing(t, "when one has stopped", towns, 0, 3)

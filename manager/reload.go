@@ -26,10 +26,13 @@ type Plan struct {
 type PoolPlan struct {
 	Name        string   `json:"name"`
 	Changes     []Change `json:"changes"`
+	Added       bool     `json:"added"`       // there was none of this name
+	Removed     bool     `json:"removed"`     // there is none any more, but for what it has accepted
 	Rolled      bool     `json:"rolled"`      // new workers come, and the old ones leave
 	Resized     bool     `json:"resized"`     // how many workers there are, or may be, is another number
 	Rebound     bool     `json:"rebound"`     // it listens elsewhere, or with another owner, mode or backlog
 	Connections bool     `json:"connections"` // who may connect, or what new connections get, changes
+	Log         bool     `json:"log"`         // its access log is another, or there is none any more
 
 	next *PoolConfig
 }
@@ -40,20 +43,18 @@ type Change struct {
 	Old string `json:"old"`
 	New string `json:"new"`
 
-	name  string // of the key, without its table
-	fixed bool   // it takes a restart
+	name string // of the key, without its table
 }
 
 // ofFront reports whether c is of what a pool shows to the front.
 func (c Change) ofFront() bool {
-	return slices.Contains(listenOfPool, c.name) || slices.Contains(grantsOfPool, c.name)
+	return slices.Contains(listenOfPool, c.name) || slices.Contains(grantsOfPool, c.name) || slices.Contains(logOfPool, c.name)
 }
 
 func (c Change) String() string { return fmt.Sprintf("%s is now %s, not %s", c.Key, c.New, c.Old) }
 
 // What a reload can't change yet: it refuses to, or leaves it for the next start.
 var (
-	fixedOfPool       = []string{"access_log"}
 	fixedOfSupervisor = []string{"runtime_dir"}
 	laterOfSupervisor = []string{"log", "log_level", "log_format", "procs", "control_group"}
 	liveOfSupervisor  = []string{"max_workers"}
@@ -79,41 +80,47 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 		Later:   m.supervisorChanges(cfg, laterOfSupervisor),
 		Pools:   []PoolPlan{},
 	}
-	pools, err := m.named(r.Pools)
-	if err != nil {
-		return plan, err
-	}
 	next := make(map[string]*PoolConfig)
 	for _, p := range cfg.Pools {
 		next[p.Name] = p
 	}
-	if o, n := poolNames(m.pools), strings.Join(slices.Sorted(maps.Keys(next)), ", "); o != n && len(r.Pools) == 0 {
-		plan.Refused = append(plan.Refused, Change{Key: "pools", Old: o, New: n})
+	all := texts(m.pools.all(), func(p *pool) string { return p.name })
+	for _, p := range cfg.Pools {
+		if m.pools.named(p.Name) == nil {
+			all = append(all, p.Name)
+		}
 	}
-	for _, p := range pools {
-		if next[p.name] == nil {
-			if len(r.Pools) > 0 {
-				plan.Refused = append(plan.Refused, Change{Key: "pool." + p.name, Old: "there", New: "gone"})
-			}
+	names := all
+	if len(r.Pools) > 0 {
+		names = slices.Compact(slices.Sorted(slices.Values(r.Pools)))
+	}
+	for _, name := range names {
+		p, change := m.pools.named(name), Change{Key: "pool." + name}
+		switch {
+		case p == nil && next[name] == nil:
+			return plan, unknownPool(name, all)
+		case p == nil:
+			change.Old, change.New = "none", "there"
+			plan.Pools = append(plan.Pools, PoolPlan{Name: name, Changes: []Change{change}, Added: true, next: next[name]})
+			continue
+		case next[name] == nil:
+			change.Old, change.New = "there", "gone"
+			plan.Pools = append(plan.Pools, PoolPlan{Name: name, Changes: []Change{change}, Removed: true})
 			continue
 		}
-		changes := p.changes(next[p.name])
+		changes := p.changes(next[name])
 		if r.Changed && len(changes) == 0 {
 			continue
 		}
 		wantsWorkers := func(c Change) bool { return !c.ofFront() && !slices.Contains(sizesOfPool, c.name) }
 		plan.Pools = append(plan.Pools, PoolPlan{
-			Name: p.name, Changes: changes, next: next[p.name],
+			Name: name, Changes: changes, next: next[name],
 			Rolled:      !r.Changed || slices.ContainsFunc(changes, wantsWorkers),
 			Resized:     anyOf(changes, sizesOfPool),
 			Rebound:     anyOf(changes, listenOfPool),
 			Connections: anyOf(changes, grantsOfPool),
+			Log:         anyOf(changes, logOfPool),
 		})
-		for _, c := range changes {
-			if c.fixed {
-				plan.Refused = append(plan.Refused, c)
-			}
-		}
 	}
 	return plan, nil
 }
@@ -138,7 +145,7 @@ func changesOf(old, next *PoolConfig) []Change {
 	for _, s := range poolSettings {
 		shown := mustShow(poolShown, s.name)
 		o, n := shown(&m, old), shown(&m, next)
-		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n), s.name, slices.Contains(fixedOfPool, s.name)}
+		c := Change{"pool." + old.Name + "." + s.name, changeText(o), changeText(n), s.name}
 		same := reflect.DeepEqual(o, n)
 		switch { // whose values are not shown
 		case s.name == "env":
@@ -197,23 +204,23 @@ func (m *Manager) supervisorChanges(next *Config, keys []string) []Change {
 
 // named is the pools of these names, or all.
 func (m *Manager) named(names []string) ([]*pool, error) {
+	all := m.pools.all()
 	if len(names) == 0 {
-		return m.pools, nil
+		return all, nil
 	}
 	var pools []*pool
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
-		i := slices.IndexFunc(m.pools, func(p *pool) bool { return p.name == name })
-		if i < 0 {
-			return nil, fmt.Errorf("there is no pool %q: want one of %s", name, poolNames(m.pools))
+		p := m.pools.named(name)
+		if p == nil {
+			return nil, unknownPool(name, texts(all, func(p *pool) string { return p.name }))
 		}
-		pools = append(pools, m.pools[i])
+		pools = append(pools, p)
 	}
 	return pools, nil
 }
 
-// pool is the pool of this name, which there is.
-func (m *Manager) pool(name string) *pool {
-	return m.pools[slices.IndexFunc(m.pools, func(p *pool) bool { return p.name == name })]
+func unknownPool(name string, all []string) error {
+	return fmt.Errorf("there is no pool %q: want one of %s", name, strings.Join(all, ", "))
 }
 
 func poolNames(pools []*pool) string {
@@ -223,7 +230,8 @@ func poolNames(pools []*pool) string {
 // Reload rolls pools to what cfg says of them: new workers are ready before
 // the old ones leave, and no request is lost. Where a pool's new workers do not
 // come up, its old ones go on serving, and the log and the error say so; the other pools
-// are rolled all the same. What can't be changed without a restart refuses the whole
+// are rolled all the same. A pool that is new is there once its workers have come up, and one that is gone
+// answers what it has accepted, which is not waited for. What can't be changed without a restart refuses the whole
 // reload. Ending ctx gives up what has not come up yet.
 func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	m.reload.Lock()
@@ -239,9 +247,24 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 		err = fmt.Errorf("%s: restart fpmd for that", strings.Join(texts(plan.Refused, Change.String), "; "))
 	}
 	fronts := make(map[string]*refront)
-	for _, p := range plan.Pools {
+	var leaving []*pool
+	for _, todo := range plan.Pools {
+		if todo.Removed {
+			leaving = append(leaving, m.pools.named(todo.Name))
+		}
+	}
+	for _, todo := range plan.Pools {
+		switch {
+		case err != nil || todo.Removed:
+		case todo.Added:
+			fronts[todo.Name], err = m.arrive(todo.next, leaving)
+		default:
+			fronts[todo.Name], err = m.refront(m.pools.named(todo.Name), todo.next)
+		}
+	}
+	for _, p := range leaving {
 		if err == nil {
-			fronts[p.Name], err = m.refront(m.pool(p.Name), p.next)
+			err = mayLeave(p, fronts)
 		}
 	}
 	if err != nil {
@@ -258,20 +281,36 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 		m.log.Info("configuration", "change", c.String())
 	}
 	m.rations.set(cfg.Supervisor.MaxWorkers)
-	steps := make(map[string]func(*pool) error)
+	var steps []step
 	for _, todo := range plan.Pools {
 		m.tellChanges(todo)
-		steps[todo.Name] = func(p *pool) error {
-			if !todo.Rolled {
+		r := fronts[todo.Name]
+		p := m.pools.named(todo.Name)
+		if todo.Added {
+			p = r.p
+		}
+		if todo.Removed {
+			continue
+		}
+		steps = append(steps, step{p, func() error {
+			if !todo.Rolled && !todo.Added {
 				p.resize(todo.next)
 			} else if err := p.roll(ctx, todo.next); err != nil {
-				fronts[todo.Name].undo()
+				r.undo()
 				return err
 			}
-			return fronts[todo.Name].commit()
+			return r.commit()
+		}})
+	}
+	failed := sideBySide(steps)
+	for _, p := range leaving { // last: somebody may have taken what it listens at
+		steps = append(steps, step{pool: p})
+		if err := m.part(p, fronts, failed); err != nil {
+			failed[p] = err
 		}
 	}
-	return m.roll(ctx, steps, "reload")
+	m.pools.sort(cfg)
+	return m.tellRolled(ctx, "reload", steps, failed)
 }
 
 // Restart rolls the pools of these names, or all, to the configuration that they have.
@@ -285,36 +324,36 @@ func (m *Manager) Restart(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	steps := make(map[string]func(*pool) error)
+	var steps []step
 	for _, p := range pools {
-		steps[p.name] = func(p *pool) error { return p.roll(ctx, p.config()) }
+		steps = append(steps, step{p, func() error { return p.roll(ctx, p.config()) }})
 	}
-	return m.roll(ctx, steps, "restart")
+	return m.tellRolled(ctx, "restart", steps, sideBySide(steps))
 }
 
 // ErrStopping refuses what a stop has no time for.
 var ErrStopping = errors.New("fpmd is stopping")
 
-// roll takes the steps of the pools that have one, side by side. m.reload is held.
-func (m *Manager) roll(ctx context.Context, steps map[string]func(*pool) error, what string) error {
-	errs := make([]error, len(m.pools))
+// A step is what a reload or restart does with a pool.
+type step struct {
+	pool *pool
+	do   func() error
+}
+
+// sideBySide takes the steps, and returns which pools' have failed, and why.
+func sideBySide(steps []step) (failed map[*pool]error) {
+	failed = make(map[*pool]error)
+	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for i, p := range m.pools {
-		if step := steps[p.name]; step != nil {
-			wg.Go(func() { errs[i] = step(p) })
-		}
+	for _, s := range steps {
+		wg.Go(func() {
+			if err := s.do(); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed[s.pool] = err
+			}
+		})
 	}
 	wg.Wait()
-	var worked, failed []*pool
-	for i, p := range m.pools {
-		switch {
-		case steps[p.name] == nil:
-		case errs[i] == nil:
-			worked = append(worked, p)
-		default:
-			failed = append(failed, p)
-		}
-	}
-	m.tellRolled(what, worked, failed, context.Cause(ctx))
-	return errors.Join(errs...)
+	return failed
 }

@@ -21,6 +21,9 @@ func (p *pool) keepLocked(old *generation, keepFor time.Duration) (leave []*gene
 		leave = append(leave, p.kept.gen)
 	}
 	switch {
+	case old == nil:
+		p.unkeepLocked("there was no reload or restart since the pool came")
+		return leave
 	case keepFor == 0:
 		p.unkeepLocked("at the last reload or restart keep_generation was 0")
 	case !old.servesLocked():

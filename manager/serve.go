@@ -466,8 +466,8 @@ func (x *exchange) account(o outcome) {
 	if x.cause == "" {
 		x.cause = cmp.Or(x.env.reason, outcomes[o].cause)
 	}
-	if p.access != nil {
-		p.access.write(x, o)
+	if a := p.access.Load(); a != nil {
+		a.write(x, o)
 	}
 	summed := x.inVain(o) && p.miss(o)
 	if o != ok && o != clientGone && !summed {

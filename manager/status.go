@@ -65,7 +65,7 @@ type WorkerStatus struct {
 // Status looks at every pool. It takes each pool's lock for a moment.
 func (m *Manager) Status() Status {
 	s := Status{PID: os.Getpid(), Config: m.path, Since: m.since}
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		s.Pools = append(s.Pools, p.status())
 	}
 	return s
@@ -150,7 +150,7 @@ type Figures struct {
 
 // Figures adds up all pools. It takes each pool's lock for a moment.
 func (m *Manager) Figures() (f Figures) {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for o := range p.counts {
 			f.Requests += p.counts[o].Load()
 		}

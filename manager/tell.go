@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -290,8 +291,19 @@ func (m *Manager) tellChanges(p PoolPlan) {
 	}
 }
 
-// tellRolled says how a reload or restart, as what says, has ended for which pools.
-func (m *Manager) tellRolled(what string, worked, failed []*pool, givenUp error) {
+// tellRolled says how a reload or restart, as what says, has ended for which pools, and returns what has failed.
+func (m *Manager) tellRolled(ctx context.Context, what string, steps []step, errs map[*pool]error) error {
+	var worked, failed []*pool
+	var all []error
+	for _, s := range steps {
+		if err := errs[s.pool]; err != nil {
+			failed = append(failed, s.pool)
+			all = append(all, err)
+		} else {
+			worked = append(worked, s.pool)
+		}
+	}
+	givenUp := context.Cause(ctx)
 	tell := func(kind EventKind, pools []*pool, cause string) {
 		m.events.add(Event{Kind: kind, What: what, Cause: cause, Pools: texts(pools, func(p *pool) string { return p.name })})
 	}
@@ -306,4 +318,5 @@ func (m *Manager) tellRolled(what string, worked, failed []*pool, givenUp error)
 		tell(EventReloadFailed, failed, "")
 		m.log.Error(what+" failed", "pools", poolNames(failed), what+"ed", poolNames(worked))
 	}
+	return errors.Join(all...)
 }

@@ -68,7 +68,7 @@ func newTown(t *testing.T, cfg PoolConfig, prepare func(*town)) *town {
 // end stops the pool once nobody asks any more.
 func (v *town) end() {
 	v.many.Wait()
-	v.stop(context.Background())
+	v.stop(context.Background(), causeStop)
 	synctest.Wait()
 	if n := len(v.workers); n > 0 {
 		v.t.Errorf("%d workers are left", n)

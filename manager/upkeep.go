@@ -24,21 +24,21 @@ func (m *Manager) upkeep(ctx context.Context) {
 	defer t.Stop()
 	checks := time.NewTicker(cmp.Or(m.opts.CheckEvery, checkEvery))
 	defer checks.Stop()
-	checkers := make([]checker, len(m.pools))
-	for i, p := range m.pools {
-		checkers[i].pool = p
-	}
+	checkers := make(map[*pool]*checker)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for most := 0; ; {
 		select {
 		case <-checks.C:
-			for i := range checkers {
-				checkers[i].check(time.Now())
+			now := make(map[*pool]*checker) // of the pools that there are
+			for _, p := range m.pools.all() {
+				now[p] = cmp.Or(checkers[p], &checker{pool: p})
+				now[p].check(time.Now())
 			}
+			checkers = now
 			continue
 		case now := <-look.C:
-			for _, p := range m.pools {
+			for _, p := range m.pools.all() {
 				p.look(now)
 			}
 			continue
@@ -47,11 +47,12 @@ func (m *Manager) upkeep(ctx context.Context) {
 			return
 		}
 		most = m.trim(most)
-		for _, p := range m.pools {
+		for _, p := range m.pools.all() {
 			p.weigh()
 			p.tellLimits()
 			p.letGo()
 		}
+		m.opts.Logs.sweep(time.Now())
 		m.restore()
 	}
 }
@@ -62,7 +63,7 @@ func (m *Manager) upkeep(ctx context.Context) {
 // far, and is returned brought up to date.
 func (m *Manager) trim(most int) int {
 	conns, top := 0, 0
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		now, most := p.connections()
 		conns += now
 		top += most
@@ -110,7 +111,7 @@ func (m *Manager) restore() {
 			m.serveControl(again)
 		}
 	}
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for i, l := range p.listeners {
 			if l.addr.Network != "unix" {
 				continue

@@ -56,7 +56,7 @@ func (m *Manager) WhyWorker(id int) (Story, error) {
 // memory says how far back is known what happened.
 func (m *Manager) memory() string {
 	var last time.Time
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		if since := m.events.reaches(p.name); since.After(last) {
 			last = since
 		}
@@ -81,7 +81,7 @@ func (m *Manager) kept() (all []Event) {
 
 // workerOf is the number of the worker that has the process pid, or had it last as far as events know; 0: none.
 func (m *Manager) workerOf(pid int, events []Event) int {
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, w := range p.workersOf(nil) {
 			p.mu.Lock()
 			proc, id := w.proc, w.id
@@ -109,7 +109,7 @@ func (m *Manager) story(id int, all []Event) Story {
 			s.PID = max(s.PID, e.PID)
 		}
 	}
-	for _, p := range m.pools {
+	for _, p := range m.pools.all() {
 		for _, w := range p.status().Workers {
 			if w.ID == id {
 				s.Pool, s.Generation, s.PID, s.Now = p.name, w.Generation, w.PID, &w
@@ -120,7 +120,7 @@ func (m *Manager) story(id int, all []Event) Story {
 	for _, e := range all {
 		switch {
 		case e.Kind == EventReloadBegin:
-			orders[causeReload] = []Event{e}
+			orders[causeReload], orders[causeRemoved] = []Event{e}, []Event{e}
 		case e.Kind == EventGeneration && e.Pool == s.Pool:
 			orders[causeReload] = append(orders[causeReload], e)
 		case e.Kind == EventRollback && e.Pool == s.Pool:

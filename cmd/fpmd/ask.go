@@ -53,7 +53,8 @@ const reloadHelp = `usage: fpmd reload [-c FILE] [--changed] [--wait=false] [POO
 Has fpmd read its configuration again and roll the pools, or all, as HUP does,
 and waits for the end: 0, they serve with new workers; 1, with what went wrong,
 and the old ones serve on. A pool is rolled without a change of its keys, too:
-its code may have changed.
+its code may have changed. One that is new comes, and one that is gone leaves
+once it has answered what it has.
 
 ` + whereHelp + `  --changed       only those pools of which a key has changed, and without new
                   workers where that was their size or what they listen at
@@ -299,8 +300,17 @@ func planText(plan manager.Plan) string {
 		fmt.Fprintf(&b, "from the next start on: %s\n", c)
 	}
 	for _, p := range plan.Pools {
-		if len(p.Changes) == 0 {
-			fmt.Fprintf(&b, "pool %s: new workers, with the same configuration\n", p.Name)
+		plain := ""
+		switch {
+		case p.Added:
+			plain = "new"
+		case p.Removed:
+			plain = "removed, once it has answered what it has"
+		case len(p.Changes) == 0:
+			plain = "new workers, with the same configuration"
+		}
+		if plain != "" {
+			fmt.Fprintf(&b, "pool %s: %s\n", p.Name, plain)
 			continue
 		}
 		var does []string
@@ -312,6 +322,7 @@ func planText(plan manager.Plan) string {
 			{p.Resized && !p.Rolled, "resized, with the workers that it has"},
 			{p.Rebound, "listeners rebound"},
 			{p.Connections, "other terms for new connections"},
+			{p.Log, "another access log"},
 		} {
 			if d.it {
 				does = append(does, d.text)

@@ -157,7 +157,12 @@ func unhurried(w http.ResponseWriter) (again func()) {
 func (s *supervisor) ask(r *http.Request, restart bool) error {
 	what := rolling{restart, whoAsks(r), reloading(r)}
 	if err := s.m.Known(what.Pools); err != nil {
-		return err
+		if restart {
+			return err
+		}
+		if _, err := s.plan(what.Reloading); err != nil { // else it is one that the reload brings
+			return err
+		}
 	}
 	if r.URL.Query().Get("wait") == "0" {
 		return s.rollings.ask(what, nil)

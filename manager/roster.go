@@ -1,0 +1,170 @@
+package manager
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+)
+
+// A roster is the pools that there are, in the order of the configuration. Any goroutine may read it at any time; who has read it may
+// go on with what he has, also with a pool that has been removed since. It is changed as a whole.
+type roster struct{ now atomic.Pointer[[]*pool] }
+
+// all are the pools. The slice is not to be changed.
+func (r *roster) all() []*pool {
+	if ps := r.now.Load(); ps != nil {
+		return *ps
+	}
+	return nil
+}
+
+// named is the pool of this name; nil: there is none.
+func (r *roster) named(name string) *pool {
+	for _, p := range r.all() {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+func (r *roster) change(next func(ps []*pool) []*pool) {
+	for {
+		old := r.now.Load()
+		var ps []*pool
+		if old != nil {
+			ps = slices.Clone(*old)
+		}
+		ps = next(ps)
+		if r.now.CompareAndSwap(old, &ps) {
+			return
+		}
+	}
+}
+
+func (r *roster) add(p *pool) { r.change(func(ps []*pool) []*pool { return append(ps, p) }) }
+
+func (r *roster) remove(p *pool) {
+	r.change(func(ps []*pool) []*pool { return slices.DeleteFunc(ps, func(o *pool) bool { return o == p }) })
+}
+
+// sort puts the pools in the order that they have in cfg; one that is not there, and stays because it could not be replaced, comes last.
+func (r *roster) sort(cfg *Config) {
+	place := func(p *pool) int {
+		if i := slices.IndexFunc(cfg.Pools, func(c *PoolConfig) bool { return c.Name == p.name }); i >= 0 {
+			return i
+		}
+		return len(cfg.Pools)
+	}
+	r.change(func(ps []*pool) []*pool {
+		slices.SortStableFunc(ps, func(a, b *pool) int { return cmp.Compare(place(a), place(b)) })
+		return ps
+	})
+}
+
+// A taking is a listener that a new pool has of one that leaves: its address is never without somebody who listens.
+type taking struct {
+	from *pool
+	l    *listener
+}
+
+// arrive prepares a pool of cfg, which there was none of by this name; of those that are leaving, it takes the listeners that it is to
+// have. m.reload is held.
+func (m *Manager) arrive(cfg *PoolConfig, leaving []*pool) (_ *refront, err error) {
+	r := &refront{p: newPool(m, cfg), cfg: cfg, arrives: true}
+	defer func() {
+		if err != nil {
+			r.undo()
+		}
+	}()
+	for _, p := range leaving {
+		for _, l := range p.listeners {
+			if !l.named && slices.Contains(cfg.Listen, l.addr) {
+				if err := openToAll(cfg, l); err != nil {
+					return nil, err
+				}
+				r.takes = append(r.takes, taking{p, l})
+			}
+		}
+	}
+	if err := r.bind(); err != nil {
+		return nil, err
+	}
+	if r.access, err = m.opts.Logs.access(cfg, m.cfg.Supervisor); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// commitArrival has the pool, whose workers serve, be asked. An error is commit's.
+func (r *refront) commitArrival() error {
+	p, m := r.p, r.p.mgr
+	p.access.Store(r.access)
+	var errs []error
+	m.handing.Lock()
+	for _, t := range r.takes {
+		t.from.server.Load().Release(t.l.Listener)
+		t.from.listeners = slices.DeleteFunc(t.from.listeners, func(l *listener) bool { return l == t.l })
+		if err := t.l.adjust(r.cfg); err != nil {
+			errs = append(errs, r.stays(t.l, err))
+			p.front.Store(r.cfg.dressedAs(t.from.front.Load()))
+		}
+		p.listeners = append(p.listeners, t.l)
+	}
+	m.handing.Unlock()
+	p.listeners = append(p.listeners, r.fresh...)
+	m.pools.add(p)
+	for _, l := range p.listeners {
+		m.store(l)
+		m.serve(p, l)
+		p.log.Info("listens", "listen", l.addr.Address)
+	}
+	return r.tellNotAdjusted(errs)
+}
+
+// mayLeave refuses to remove p where a socket unit goes on listening for it, and no pool of fronts takes that over.
+func mayLeave(p *pool, fronts map[string]*refront) error {
+	for _, l := range p.listeners {
+		taken := false
+		for _, r := range fronts {
+			taken = taken || r != nil && slices.Contains(r.takes, taking{p, l})
+		}
+		if l.unit && !taken {
+			return fmt.Errorf("pool.%s is missing: a socket unit listens at %q for it: want systemctl stop of that, and a restart of fpmd", p.name, l.addr.Address)
+		}
+	}
+	return nil
+}
+
+// part removes p: nobody new is let in, and what was accepted is answered, within drain_timeout, beside everything else. It does not
+// wait. Where a pool was to take one of its listeners, and has not come up, p stays as it is. m.reload is held.
+func (m *Manager) part(p *pool, fronts map[string]*refront, failed map[*pool]error) error {
+	for _, r := range fronts {
+		if r == nil || failed[r.p] == nil {
+			continue
+		}
+		for _, t := range r.takes {
+			if t.from == p {
+				return fmt.Errorf("pool %s: it goes on serving, for pool %s, which was to listen at %s in its place, did not come up", p.name, r.p.name, t.l.addr.Address)
+			}
+		}
+	}
+	m.pools.remove(p)
+	close(p.parted)
+	m.serving.Go(func() { // ends within drain_timeout, and what killing takes
+		ctx, cancel := p.drainUntil(m.hurry)
+		defer cancel()
+		p.stop(ctx, causeRemoved)
+		m.opts.Logs.release(p.access.Load())
+		p.log.Info("pool removed")
+	})
+	return nil
+}
+
+// drainUntil is for how long p may answer what it has, when it is to end.
+func (p *pool) drainUntil(ctx context.Context) (context.Context, context.CancelFunc) {
+	d := p.config().DrainTimeout
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("drain_timeout = %v is over", d))
+}
