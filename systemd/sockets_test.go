@@ -161,7 +161,8 @@ func TestNoConnectionIsLost(t *testing.T) {
 
 // A reload moves a pool from its socket and its port to others, while somebody asks: systemd stores the new ones and no more the old
 // ones, so that who connects while fpmd is down, because it was killed or is restarted, waits in the new ones. A pool that fpmd.socket
-// listens for keeps that: a reload that leaves it out is refused, and changes nothing; one that adds an address of its own listens at both.
+// listens for keeps that: a reload that leaves it, or the pool, out is refused, and changes nothing; one that adds an address of its own
+// listens at both, and one that renames the pool leaves it where it is.
 func TestReloadMovesStoredSockets(t *testing.T) {
 	const first, second, unit, beside = "/run/fpmd/pid.sock", "/run/fpmd/second.sock", "/run/fpmd-sockets/blog.sock", "/run/fpmd/beside.sock"
 	config := strings.Replace(pidPool, `"`+first+`"`, `["127.0.0.1:9001", "`+first+`"]`, 1) +
@@ -239,9 +240,18 @@ func TestReloadMovesStoredSockets(t *testing.T) {
 	if said := b.run("journalctl", "-u", "fpmd", "-o", "cat"); !strings.Contains(said, "a socket unit listens there") {
 		t.Errorf("why it was refused is not in the journal: %s", said)
 	}
-	want("after the refused reload", unit, beside, second, "127.0.0.1:9002")
-	b.want("MainPID", main)
+	b.write("/etc/fpmd/fpmd.toml", moved[:strings.Index(moved, "[pool.blog]")])
+	if said := b.try(program, "reload"); !strings.Contains(said, "pool.blog is missing: a socket unit listens") {
+		t.Errorf("a reload without the pool of fpmd.socket: %s", said)
+	}
+	want("after the refused reloads", unit, beside, second, "127.0.0.1:9002")
+	moved = strings.Replace(moved, "[pool.blog]", "[pool.renamed]", 1)
 	b.write("/etc/fpmd/fpmd.toml", moved)
+	b.run(program, "reload", "--changed")
+	b.run(program, "request", "renamed", "/") // at the socket unit's address, which is its first
+	want("after a rename", unit, beside, second, "127.0.0.1:9002")
+	b.want("NFileDescriptorStore", "3")
+	b.want("MainPID", main)
 
 	for _, down := range [][]string{{"kill", "--kill-whom=main", "-s", "KILL", "fpmd"}, {"restart", "--no-block", "fpmd"}} {
 		b.run("rm", "/go")
