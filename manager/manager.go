@@ -64,6 +64,7 @@ type Manager struct {
 	path     string     // of the configuration
 	since    time.Time
 	pools    roster
+	leaving  leaving
 	control  *listener   // guarded by reload; nil: there is none
 	estate   []*handover // what New has not given to a pool yet
 	starts   turns       // of workers that start

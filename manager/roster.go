@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -62,6 +63,13 @@ func (r *roster) sort(cfg *Config) {
 		slices.SortStableFunc(ps, func(a, b *pool) int { return cmp.Compare(place(a), place(b)) })
 		return ps
 	})
+}
+
+// leaving are the pools that were removed.
+type leaving struct {
+	mu    sync.Mutex // held while one goes from the roster to pools, or from there to past
+	pools []*pool    // which still answer what they have
+	past  uint64     // requests of those that are gone
 }
 
 // A taking is a listener that a new pool has of one that leaves: its address is never without somebody who listens.
@@ -151,12 +159,19 @@ func (m *Manager) part(p *pool, fronts map[string]*refront, failed map[*pool]err
 			}
 		}
 	}
+	m.leaving.mu.Lock()
 	m.pools.remove(p)
+	m.leaving.pools = append(m.leaving.pools, p)
+	m.leaving.mu.Unlock()
 	close(p.parted)
 	m.serving.Go(func() { // ends within drain_timeout, and what killing takes
 		ctx, cancel := p.drainUntil(m.hurry)
 		defer cancel()
 		p.stop(ctx, causeRemoved)
+		m.leaving.mu.Lock()
+		m.leaving.pools = slices.DeleteFunc(m.leaving.pools, func(o *pool) bool { return o == p })
+		m.leaving.past += p.ended()
+		m.leaving.mu.Unlock()
 		m.opts.Logs.release(p.access.Load())
 		p.log.Info("pool removed")
 	})

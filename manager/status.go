@@ -142,18 +142,27 @@ func (p *pool) status() PoolStatus {
 	return s
 }
 
+// ended is how many requests have.
+func (p *pool) ended() (n uint64) {
+	for o := range p.counts {
+		n += p.counts[o].Load()
+	}
+	return n
+}
+
 // Figures are what there is to say of a Manager in a line.
 type Figures struct {
 	Slots, Busy, Queued int
 	Requests            uint64 // that have ended since the start
 }
 
-// Figures adds up all pools. It takes each pool's lock for a moment.
+// Figures adds up all pools, those that were removed included. It takes each pool's lock for a moment.
 func (m *Manager) Figures() (f Figures) {
-	for _, p := range m.pools.all() {
-		for o := range p.counts {
-			f.Requests += p.counts[o].Load()
-		}
+	m.leaving.mu.Lock()
+	defer m.leaving.mu.Unlock()
+	f.Requests = m.leaving.past
+	for _, p := range slices.Concat(m.pools.all(), m.leaving.pools) {
+		f.Requests += p.ended()
 		p.mu.Lock()
 		f.Queued += p.queue.n
 		_, slots, busy := p.servingLocked()

@@ -1,0 +1,83 @@
+package manager
+
+import (
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The requests that have ended are never fewer than they were, also when a pool of which they were is removed.
+func TestFiguresOfRemovedPools(t *testing.T) {
+	dir := t.TempDir()
+	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, nil, listenPool("a", unixAt(dir+"/a.sock")), listenPool("b", unixAt(dir+"/b.sock")))
+	defer die(m)
+	for i, p := range m.pools.all() {
+		p.counts[ok].Store(uint64(5 + i))
+	}
+	a := m.pools.named("a")
+	if err := m.part(a, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if f := m.Figures(); f.Requests != 5+6 {
+			t.Errorf("%d requests have ended, want 11", f.Requests)
+		}
+		m.serving.Wait()
+	}
+	if ps := m.pools.all(); len(ps) != 1 || ps[0].name != "b" {
+		t.Errorf("%d pools are left, want b", len(ps))
+	}
+	if _, err := os.Lstat(dir + "/a.sock"); !os.IsNotExist(err) {
+		t.Errorf("the socket of the pool that was removed: %v", err)
+	}
+}
+
+// A pool that a socket unit listens for can't be removed, unless another takes the address; and not even that one, if it would be open to
+// everybody there, or if the unit has the pool's name.
+func TestRemovedPoolsOfSocketUnits(t *testing.T) {
+	dir := t.TempDir()
+	at := unixAt(filepath.Join(dir, "unit.sock"))
+	unit, _ := unitSocket(t, "x.socket", "unix", at.Address)
+	open, port := unitSocket(t, "open.socket", "tcp", "0.0.0.0:0")
+	named, _ := unitSocket(t, "c", "unix", filepath.Join(dir, "c.sock"))
+	clients := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	b := listenPool("b", port)
+	b.AllowedClients = clients
+	m := heirOf(t, filepath.Join(dir, "run"), io.Discard, []*os.File{unit, open, named}, listenPool("a", at), b, listenPool("c", unixAt(dir+"/c-too.sock")))
+	defer die(m)
+	heir := listenPool("heir", port)
+	heir.AllowedClients = clients
+	for _, tt := range []struct {
+		leaves string
+		next   *PoolConfig
+		want   string
+	}{
+		{"a", listenPool("heir", unixAt(dir+"/other.sock")), "pool.a is missing: a socket unit listens"},
+		{"a", listenPool("heir", at), ""},
+		{"b", listenPool("heir", port), "want allowed_clients"},
+		{"b", heir, ""},
+		{"c", listenPool("heir", unixAt(dir+"/c-too.sock")), "pool.c is missing: a socket unit listens"},
+	} {
+		p := m.pools.named(tt.leaves)
+		n := len(p.listeners)
+		r, err := m.arrive(tt.next, []*pool{p})
+		if err == nil {
+			err = mayLeave(p, map[string]*refront{"heir": r})
+		}
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s leaves, and heir listens at %v: %v, want %q", tt.leaves, tt.next.Listen, err, tt.want)
+		}
+		r.undo()
+		if len(p.listeners) != n {
+			t.Errorf("%s has %d listeners after the reload was refused, want %d", tt.leaves, len(p.listeners), n)
+		}
+	}
+	m.rations.mu.Lock()
+	defer m.rations.mu.Unlock()
+	if n := len(m.rations.claims); n != 3 {
+		t.Errorf("%d pools have a claim, want the 3 that there are", n)
+	}
+}
