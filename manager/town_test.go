@@ -28,6 +28,7 @@ type town struct {
 	many sync.WaitGroup // who asks
 
 	launched atomic.Int64 // workers that have begun to load
+	comes    bool         // by a reload, and not at the start
 	reloads  atomic.Bool  // one is under way
 	before   int          // workers at the last check, but for what is replaced
 
@@ -61,7 +62,15 @@ func newTown(t *testing.T, cfg PoolConfig, prepare func(*town)) *town {
 	if prepare != nil {
 		prepare(v)
 	}
-	v.begin()
+	if !v.comes {
+		v.begin()
+		return v
+	}
+	for v.roll(t.Context(), &cfg) != nil { // a reload tries again
+		if v.gen != nil || v.ready {
+			t.Error("a pool that has not come up serves")
+		}
+	}
 	return v
 }
 
@@ -331,6 +340,9 @@ func liveInTown(t *testing.T, seed uint64) (rolledBack int) {
 		v.load = []time.Duration{50 * time.Millisecond, time.Second, 20 * time.Second}[rnd.IntN(3)]
 		if !peaceful && rnd.IntN(4) == 0 {
 			v.failing = 1 // at first
+		}
+		if seed%7 == 3 {
+			v.comes, v.failing = true, min(v.failing, 0.5)
 		}
 	})
 	defer v.end()
