@@ -1,6 +1,8 @@
 package manager
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -228,6 +230,10 @@ func (f *Follower) Next() (events []Event, more <-chan struct{}) {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
 	var rings []*history
+	if len(f.read) > len(f.r.rings) { // some were forgotten
+		kept := slices.Collect(maps.Values(f.r.rings))
+		maps.DeleteFunc(f.read, func(g *history, _ uint64) bool { return !slices.Contains(kept, g) })
+	}
 	missed := 0
 	for pool, g := range f.r.rings {
 		if len(f.pools) > 0 && !slices.Contains(f.pools, pool) {
@@ -273,6 +279,26 @@ func (r *record) reaches(pool string) (since time.Time) {
 		since = g.at(g.oldest()).Time
 	}
 	return since
+}
+
+// keptHistories is of how many pools that are gone something is kept.
+const keptHistories = 64
+
+// prune forgets what has happened in pools that are gone, but for the last keptHistories of them.
+func (r *record) prune(gone func(pool string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for name := range r.rings {
+		if name != "" && gone(name) {
+			names = append(names, name)
+		}
+	}
+	last := func(name string) uint64 { g := r.rings[name]; return g.at(g.n - 1).Seq }
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(last(b), last(a)) })
+	for _, name := range names[min(len(names), keptHistories):] {
+		delete(r.rings, name)
+	}
 }
 
 // knows reports whether something has happened in the pool of this name.

@@ -198,10 +198,8 @@ func (r *refront) undo() {
 	}
 	r.p.mgr.opts.Logs.release(r.access)
 	if r.arrives {
-		r.p.mu.Lock()
-		r.p.mgr.rations.leaveLocked(r.p)
-		r.p.mu.Unlock()
-		r.p.mgr.serving.Go(r.p.wg.Wait) // for workers that did not come up
+		m := r.p.mgr
+		m.serving.Go(func() { r.p.stop(m.hurry, causeRemoved) }) // ends with what workers there are, whether they serve or have not come up
 	}
 }
 

@@ -85,11 +85,12 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 		f.users++
 		return f, nil
 	}
-	f, err := openLog(path, 0)
+	made := missing(path)
+	f, err := openLog(path, unix.O_NONBLOCK) // a pipe that nobody reads is not waited for: a reload and the stop would be, too
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", bare(err), pathRemedy(err, path, "a log"))
 	}
-	lf := &lineFile{name: path, w: f, c: f, users: 1}
+	lf := &lineFile{name: path, w: f, c: f, users: 1, made: made}
 	ls.files[path] = lf
 	return lf, nil
 }
@@ -109,7 +110,8 @@ func (ls *Logs) release(a *accessLog) {
 // unusedFor is how long a file stays open that nobody uses: who has just begun to write ends within far less.
 const unusedFor = time.Second
 
-// sweep closes the files that nobody uses any more. It is called once in a while.
+// sweep closes the files that nobody uses any more, and removes those that it was us who made, and nobody has written to: a reload
+// that was refused, or a pool that has not come up, leaves nothing. It is called once in a while, and does not wait.
 func (ls *Logs) sweep(now time.Time) {
 	if ls == nil {
 		return
@@ -117,10 +119,14 @@ func (ls *Logs) sweep(now time.Time) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	for path, f := range ls.files {
-		if f.users == 0 && !f.unused.IsZero() && now.Sub(f.unused) >= unusedFor {
-			_ = f.close() // what could not be written has been complained of
-			delete(ls.files, path)
+		if f.users > 0 || f.unused.IsZero() || now.Sub(f.unused) < unusedFor {
+			continue
 		}
+		delete(ls.files, path)
+		if fi, err := os.Lstat(path); f.made && err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
+			_ = os.Remove(path) // else it is left, and empty
+		}
+		go func() { _ = f.close() }() // ends when what waits is written, be it to a pipe; that it could not be has been complained of
 	}
 }
 
@@ -136,7 +142,9 @@ func (ls *Logs) Reopen() error {
 	defer ls.mu.Unlock()
 	var errs []error
 	for _, f := range ls.files {
-		errs = append(errs, f.reopen())
+		if f == ls.main || f.users > 0 {
+			errs = append(errs, f.reopen())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -165,6 +173,7 @@ type lineFile struct {
 
 	users  int       // access logs, and the log itself, that go there; guarded by Logs.mu, as is
 	unused time.Time // since when there is none
+	made   bool      // there was none by this name
 
 	mu      sync.Mutex
 	kept    []byte

@@ -74,7 +74,6 @@ type Manager struct {
 
 	rough      sync.Once         // it is said that memory can't be measured exactly
 	reload     sync.Mutex        // held while a reload or the stop is under way, or something is restored
-	handing    sync.Mutex        // held, within a reload, while a listener goes from a pool that leaves to a new one
 	stopped    bool              // guarded by reload, and so is
 	complaints map[string]string // the last error about a path that can't be made again
 	serving    sync.WaitGroup

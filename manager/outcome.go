@@ -44,7 +44,7 @@ var outcomes = [...]struct {
 	tooLarge:     {"too_large", http.StatusRequestEntityTooLarge, ""},
 	slowClient:   {"slow_client", http.StatusRequestTimeout, ""},
 	badAnswer:    {"bad_answer", http.StatusBadGateway, ""},
-	stopping:     {"stopping", http.StatusServiceUnavailable, "fpmd stops"},
+	stopping:     {"stopping", http.StatusServiceUnavailable, "fpmd stops, or the pool was removed"},
 }
 
 func (o outcome) String() string { return outcomes[o].name }

@@ -45,6 +45,7 @@ type pool struct {
 	open     list[*slot]    // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent   time.Duration  // an exchange's run time, of the recent ones
 	plain    int            // answers in succession that were small and came in one piece
+	leaves   bool           // it was removed
 	ending   bool           // it has been told to stop, and answers what was accepted
 	stopped  bool           // no request is given to a worker any more
 	ready    bool           // a worker has been ready; readyOnce is closed

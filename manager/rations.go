@@ -95,6 +95,13 @@ func (r *rations) join(cfg *PoolConfig) *claim {
 	return c
 }
 
+// hold has p, which does not serve yet, want nothing until its steward asks.
+func (r *rations) hold(p *pool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.claim.want = [wants]int{}
+}
+
 // leaveLocked has p, which stops, ask for nothing any more: its workers are others' as soon as they are gone. p.mu is held.
 func (r *rations) leaveLocked(p *pool) {
 	r.mu.Lock()

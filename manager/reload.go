@@ -84,9 +84,10 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 	for _, p := range cfg.Pools {
 		next[p.Name] = p
 	}
-	all := texts(m.pools.all(), func(p *pool) string { return p.name })
+	pools := m.pools.all() // once: a reload may change it meanwhile
+	all := texts(pools, func(p *pool) string { return p.name })
 	for _, p := range cfg.Pools {
-		if m.pools.named(p.Name) == nil {
+		if poolNamed(pools, p.Name) == nil {
 			all = append(all, p.Name)
 		}
 	}
@@ -94,16 +95,19 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 	if len(r.Pools) > 0 {
 		names = slices.Compact(slices.Sorted(slices.Values(r.Pools)))
 	}
+	left := len(pools)
 	for _, name := range names {
-		p, change := m.pools.named(name), Change{Key: "pool." + name}
+		p, change := poolNamed(pools, name), Change{Key: "pool." + name}
 		switch {
 		case p == nil && next[name] == nil:
 			return plan, unknownPool(name, all)
 		case p == nil:
+			left++
 			change.Old, change.New = "none", "there"
 			plan.Pools = append(plan.Pools, PoolPlan{Name: name, Changes: []Change{change}, Added: true, next: next[name]})
 			continue
 		case next[name] == nil:
+			left--
 			change.Old, change.New = "there", "gone"
 			plan.Pools = append(plan.Pools, PoolPlan{Name: name, Changes: []Change{change}, Removed: true})
 			continue
@@ -121,6 +125,9 @@ func (m *Manager) Plan(cfg *Config, r Reloading) (Plan, error) {
 			Connections: anyOf(changes, grantsOfPool),
 			Log:         anyOf(changes, logOfPool),
 		})
+	}
+	if left == 0 { // the configuration has one, but it is not asked for
+		return plan, fmt.Errorf("no pool would be left: want a reload of all, or of one of %s as well", strings.Join(slices.Sorted(maps.Keys(next)), ", "))
 	}
 	return plan, nil
 }
@@ -282,18 +289,20 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 	}
 	m.rations.set(cfg.Supervisor.MaxWorkers)
 	var steps []step
+	var arrivals []*refront
 	for _, todo := range plan.Pools {
 		m.tellChanges(todo)
 		r := fronts[todo.Name]
-		p := m.pools.named(todo.Name)
-		if todo.Added {
-			p = r.p
-		}
-		if todo.Removed {
+		switch {
+		case todo.Removed:
+			continue
+		case todo.Added:
+			arrivals = append(arrivals, r)
 			continue
 		}
+		p := m.pools.named(todo.Name)
 		steps = append(steps, step{p, func() error {
-			if !todo.Rolled && !todo.Added {
+			if !todo.Rolled {
 				p.resize(todo.next)
 			} else if err := p.roll(ctx, todo.next); err != nil {
 				r.undo()
@@ -302,12 +311,15 @@ func (m *Manager) Reload(ctx context.Context, cfg *Config, r Reloading) error {
 			return r.commit()
 		}})
 	}
+	others := make(chan map[*pool]error, 1)
+	go func() { others <- m.comeAndGo(ctx, arrivals, leaving) }() // is waited for
 	failed := sideBySide(steps)
-	for _, p := range leaving { // last: somebody may have taken what it listens at
+	maps.Copy(failed, <-others)
+	for _, r := range arrivals {
+		steps = append(steps, step{pool: r.p})
+	}
+	for _, p := range leaving {
 		steps = append(steps, step{pool: p})
-		if err := m.part(p, fronts, failed); err != nil {
-			failed[p] = err
-		}
 	}
 	m.pools.sort(cfg)
 	return m.tellRolled(ctx, "reload", steps, failed)

@@ -22,8 +22,10 @@ func (r *roster) all() []*pool {
 }
 
 // named is the pool of this name; nil: there is none.
-func (r *roster) named(name string) *pool {
-	for _, p := range r.all() {
+func (r *roster) named(name string) *pool { return poolNamed(r.all(), name) }
+
+func poolNamed(ps []*pool, name string) *pool {
+	for _, p := range ps {
 		if p.name == name {
 			return p
 		}
@@ -103,7 +105,46 @@ func (m *Manager) arrive(cfg *PoolConfig, leaving []*pool) (_ *refront, err erro
 	if r.access, err = m.opts.Logs.access(cfg, m.cfg.Supervisor); err != nil {
 		return nil, err
 	}
+	m.rations.hold(r.p) // until it serves, the others go on with what they have
 	return r, nil
+}
+
+// comeAndGo has new pools come up, side by side, and those that are leaving go, and returns for which that has failed, and why. A new pool
+// that does not come up is not there; then nobody leaves, nor comes who was to take what one that leaves listens at: it could be the same pool
+// by another name. m.reload is held.
+func (m *Manager) comeAndGo(ctx context.Context, arrivals []*refront, leaving []*pool) (failed map[*pool]error) {
+	var steps []step
+	for _, r := range arrivals {
+		steps = append(steps, step{r.p, func() error { return r.p.roll(ctx, r.cfg) }})
+	}
+	failed = sideBySide(steps)
+	broken := ""
+	for _, r := range arrivals {
+		if failed[r.p] != nil {
+			broken = r.p.name
+		}
+	}
+	for _, r := range arrivals {
+		switch {
+		case failed[r.p] != nil:
+			r.undo()
+		case broken != "" && len(r.takes) > 0:
+			failed[r.p] = fmt.Errorf("pool %s: it has come up, and is given up: it was to listen where pool %s does, which goes on serving, for pool %s did not come up", r.p.name, r.takes[0].from.name, broken)
+			r.undo()
+		default:
+			if err := r.commit(); err != nil {
+				failed[r.p] = err
+			}
+		}
+	}
+	for _, p := range leaving {
+		if broken != "" {
+			failed[p] = fmt.Errorf("pool %s: it goes on serving, for pool %s, which is new, did not come up", p.name, broken)
+			continue
+		}
+		m.part(p)
+	}
+	return failed
 }
 
 // commitArrival has the pool, whose workers serve, be asked. An error is commit's.
@@ -111,7 +152,6 @@ func (r *refront) commitArrival() error {
 	p, m := r.p, r.p.mgr
 	p.access.Store(r.access)
 	var errs []error
-	m.handing.Lock()
 	for _, t := range r.takes {
 		t.from.server.Load().Release(t.l.Listener)
 		t.from.listeners = slices.DeleteFunc(t.from.listeners, func(l *listener) bool { return l == t.l })
@@ -121,7 +161,6 @@ func (r *refront) commitArrival() error {
 		}
 		p.listeners = append(p.listeners, t.l)
 	}
-	m.handing.Unlock()
 	p.listeners = append(p.listeners, r.fresh...)
 	m.pools.add(p)
 	for _, l := range p.listeners {
@@ -147,23 +186,21 @@ func mayLeave(p *pool, fronts map[string]*refront) error {
 }
 
 // part removes p: nobody new is let in, and what was accepted is answered, within drain_timeout, beside everything else. It does not
-// wait. Where a pool was to take one of its listeners, and has not come up, p stays as it is. m.reload is held.
-func (m *Manager) part(p *pool, fronts map[string]*refront, failed map[*pool]error) error {
-	for _, r := range fronts {
-		if r == nil || failed[r.p] == nil {
-			continue
-		}
-		for _, t := range r.takes {
-			if t.from == p {
-				return fmt.Errorf("pool %s: it goes on serving, for pool %s, which was to listen at %s in its place, did not come up", p.name, r.p.name, t.l.addr.Address)
-			}
-		}
-	}
+// wait. m.reload is held.
+func (m *Manager) part(p *pool) {
 	m.leaving.mu.Lock()
 	m.pools.remove(p)
 	m.leaving.pools = append(m.leaving.pools, p)
 	m.leaving.mu.Unlock()
 	close(p.parted)
+	for _, l := range p.listeners {
+		delete(m.complaints, l.addr.Address)
+	}
+	p.mu.Lock()
+	if p.leaves = true; p.gen != nil {
+		p.gen.kick()
+	}
+	p.mu.Unlock()
 	m.serving.Go(func() { // ends within drain_timeout, and what killing takes
 		ctx, cancel := p.drainUntil(m.hurry)
 		defer cancel()
@@ -175,7 +212,13 @@ func (m *Manager) part(p *pool, fronts map[string]*refront, failed map[*pool]err
 		m.opts.Logs.release(p.access.Load())
 		p.log.Info("pool removed")
 	})
-	return nil
+}
+
+// andLeaving are the pools that there are, and behind them those that were removed and still have somebody to answer, or workers.
+func (m *Manager) andLeaving() []*pool {
+	m.leaving.mu.Lock()
+	defer m.leaving.mu.Unlock()
+	return slices.Concat(m.pools.all(), m.leaving.pools)
 }
 
 // drainUntil is for how long p may answer what it has, when it is to end.

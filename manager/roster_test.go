@@ -1,12 +1,14 @@
 package manager
 
 import (
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The requests that have ended are never fewer than they were, also when a pool of which they were is removed.
@@ -18,9 +20,7 @@ func TestFiguresOfRemovedPools(t *testing.T) {
 		p.counts[ok].Store(uint64(5 + i))
 	}
 	a := m.pools.named("a")
-	if err := m.part(a, nil, nil); err != nil {
-		t.Fatal(err)
-	}
+	m.part(a)
 	for range 2 {
 		if f := m.Figures(); f.Requests != 5+6 {
 			t.Errorf("%d requests have ended, want 11", f.Requests)
@@ -35,8 +35,31 @@ func TestFiguresOfRemovedPools(t *testing.T) {
 	}
 }
 
+// Of pools that are gone, no more is kept than of the last keptHistories of them; of those that there are, and of fpmd, all.
+func TestHistoriesOfRemovedPools(t *testing.T) {
+	var r record
+	f := r.follow(time.Time{}, nil)
+	r.add(Event{Kind: EventStart})
+	r.add(Event{Kind: EventFailing, Pool: "stays"})
+	const gone = 3 * keptHistories
+	for i := range gone {
+		r.add(Event{Kind: EventFailing, Pool: fmt.Sprint("p", i)})
+		for events, _ := f.Next(); len(events) > 0; events, _ = f.Next() {
+		}
+		r.prune(func(pool string) bool { return pool != "stays" })
+	}
+	if len(r.rings) != keptHistories+2 || len(f.read) > len(r.rings)+1 {
+		t.Errorf("%d histories are kept, and %d by who follows, want %d", len(r.rings), len(f.read), keptHistories+2)
+	}
+	for _, pool := range []string{"", "stays", fmt.Sprint("p", gone-1), fmt.Sprint("p", gone-keptHistories)} {
+		if !r.knows(pool) {
+			t.Errorf("nothing is kept of pool %q", pool)
+		}
+	}
+}
+
 // A pool that a socket unit listens for can't be removed, unless another takes the address; and not even that one, if it would be open to
-// everybody there, or if the unit has the pool's name.
+// everybody there, or if the unit has the pool's name. What a reload prepares takes nothing from anybody, and leaves nothing when it is refused.
 func TestRemovedPoolsOfSocketUnits(t *testing.T) {
 	dir := t.TempDir()
 	at := unixAt(filepath.Join(dir, "unit.sock"))
@@ -64,6 +87,9 @@ func TestRemovedPoolsOfSocketUnits(t *testing.T) {
 		p := m.pools.named(tt.leaves)
 		n := len(p.listeners)
 		r, err := m.arrive(tt.next, []*pool{p})
+		if r != nil && r.p.claim.want != [wants]int{} {
+			t.Errorf("a pool that does not serve yet wants %v workers of what others have", r.p.claim.want)
+		}
 		if err == nil {
 			err = mayLeave(p, map[string]*refront{"heir": r})
 		}
@@ -75,6 +101,7 @@ func TestRemovedPoolsOfSocketUnits(t *testing.T) {
 			t.Errorf("%s has %d listeners after the reload was refused, want %d", tt.leaves, len(p.listeners), n)
 		}
 	}
+	m.serving.Wait()
 	m.rations.mu.Lock()
 	defer m.rations.mu.Unlock()
 	if n := len(m.rations.claims); n != 3 {

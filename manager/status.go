@@ -62,10 +62,10 @@ type WorkerStatus struct {
 	Memory     int64      `json:"memory"`          // bytes, with what it shares with others
 }
 
-// Status looks at every pool. It takes each pool's lock for a moment.
+// Status looks at every pool, those included that were removed, and still answer what they have. It takes each pool's lock for a moment.
 func (m *Manager) Status() Status {
 	s := Status{PID: os.Getpid(), Config: m.path, Since: m.since}
-	for _, p := range m.pools.all() {
+	for _, p := range m.andLeaving() {
 		s.Pools = append(s.Pools, p.status())
 	}
 	return s
@@ -123,6 +123,8 @@ func (p *pool) status() PoolStatus {
 		s.Workers = append(s.Workers, ws)
 	}
 	switch {
+	case p.leaves:
+		s.State = "removed"
 	case p.ending:
 		s.State = "stopping"
 	case serving > 0:

@@ -227,6 +227,7 @@ type headcount struct {
 	ready     []member  // in service, least recently used first
 	waiting   bool      // one of them, for who takes its place
 	draining  bool      // one that was due, or too many, still has requests to end
+	removed   bool      // the pool was, and so needs no more than its requests do
 	ahead     int       // how many may be on their way at once
 	slots     int       // of one that comes
 	queued    int       // requests that wait
@@ -299,6 +300,9 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 			h.waiting = h.waiting || w.next != nil && (w.next.state == starting || w.next.servesLocked())
 		}
 	}
+	if h.removed = p.leaves; h.removed {
+		h.limit = min(h.limit, h.busy())
+	}
 	slices.SortFunc(h.ready, func(a, b member) int { return a.idle.Compare(b.idle) })
 	return h
 }
@@ -308,7 +312,11 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 func (h headcount) decide(cfg *PoolConfig) (d decision) {
 	stay := h.stay()
 	if stay > h.limit { // who is on the way can leave when he has come, and may never come
-		d.leave = h.surplus(stay-h.limit, causeScale)
+		why := causeScale
+		if h.removed {
+			why = causeRemoved
+		}
+		d.leave = h.surplus(stay-h.limit, why)
 	} else if stay > h.size {
 		d.leave = h.surplus(stay-h.size, yielded)
 	}
@@ -347,6 +355,9 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 		d.start = 1
 	default:
 		d.start = min(more, 2*h.batch, mostAtOnce)
+	}
+	if h.removed { // nobody tells when a request has ended
+		d.lookAt(h.now.Add(batchEvery))
 	}
 	coming := h.launching + d.start
 	grows := cfg.PM != Static && have < h.limit
@@ -408,17 +419,22 @@ func (h headcount) needed(cfg *PoolConfig) int {
 	if cfg.PM == Static {
 		return h.limit
 	}
+	n := h.busy()
+	if h.fresh || len(h.ready) == 0 && h.failing {
+		return max(n, 1)
+	}
+	return n
+}
+
+// busy is how many workers the requests that there are, or were a moment ago, keep busy.
+func (h headcount) busy() int {
 	n, free := 0, 0
 	for _, m := range h.ready {
 		if free += m.free; m.free < m.slots || h.now.Sub(m.idle) < neededFor {
 			n++
 		}
 	}
-	n += (max(h.queued-free, 0) + h.slots - 1) / h.slots
-	if h.fresh || len(h.ready) == 0 && h.failing {
-		return max(n, 1)
-	}
-	return n
+	return n + (max(h.queued-free, 0)+h.slots-1)/h.slots
 }
 
 // first is how many workers the generation begins with.

@@ -31,14 +31,14 @@ func (m *Manager) upkeep(ctx context.Context) {
 		select {
 		case <-checks.C:
 			now := make(map[*pool]*checker) // of the pools that there are
-			for _, p := range m.pools.all() {
+			for _, p := range m.andLeaving() {
 				now[p] = cmp.Or(checkers[p], &checker{pool: p})
 				now[p].check(time.Now())
 			}
 			checkers = now
 			continue
 		case now := <-look.C:
-			for _, p := range m.pools.all() {
+			for _, p := range m.andLeaving() {
 				p.look(now)
 			}
 			continue
@@ -47,12 +47,14 @@ func (m *Manager) upkeep(ctx context.Context) {
 			return
 		}
 		most = m.trim(most)
-		for _, p := range m.pools.all() {
+		for _, p := range m.andLeaving() {
 			p.weigh()
 			p.tellLimits()
 			p.letGo()
 		}
 		m.opts.Logs.sweep(time.Now())
+		pools := m.andLeaving()
+		m.events.prune(func(name string) bool { return poolNamed(pools, name) == nil })
 		m.restore()
 	}
 }
@@ -63,7 +65,7 @@ func (m *Manager) upkeep(ctx context.Context) {
 // far, and is returned brought up to date.
 func (m *Manager) trim(most int) int {
 	conns, top := 0, 0
-	for _, p := range m.pools.all() {
+	for _, p := range m.andLeaving() {
 		now, most := p.connections()
 		conns += now
 		top += most

@@ -114,6 +114,8 @@ func pathRemedy(err error, path, what string) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && missing(dir):
 		return noFolder(dir, what)
+	case errors.Is(err, unix.ENXIO):
+		return "nobody reads this pipe: start who does first"
 	case errors.Is(err, fs.ErrPermission):
 		m := thisMachine()
 		return fmt.Sprintf("%s, who fpmd is, may not write there, or not enter a folder on the way: want %s elsewhere", m.self(), what)

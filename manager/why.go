@@ -81,7 +81,7 @@ func (m *Manager) kept() (all []Event) {
 
 // workerOf is the number of the worker that has the process pid, or had it last as far as events know; 0: none.
 func (m *Manager) workerOf(pid int, events []Event) int {
-	for _, p := range m.pools.all() {
+	for _, p := range m.andLeaving() {
 		for _, w := range p.workersOf(nil) {
 			p.mu.Lock()
 			proc, id := w.proc, w.id
@@ -109,7 +109,7 @@ func (m *Manager) story(id int, all []Event) Story {
 			s.PID = max(s.PID, e.PID)
 		}
 	}
-	for _, p := range m.pools.all() {
+	for _, p := range m.andLeaving() {
 		for _, w := range p.status().Workers {
 			if w.ID == id {
 				s.Pool, s.Generation, s.PID, s.Now = p.name, w.Generation, w.PID, &w

@@ -421,7 +421,7 @@ func cmdStatus(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return err
 	}
 	for _, p := range r.Pools {
-		if p.State != "serving" && p.State != "idle" {
+		if p.State != "serving" && p.State != "idle" && p.State != "removed" {
 			return &exitError{code: exitFailure} // it has been said
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fpmd/manager"
 )
 
 // namedPool is wsgiPool's pool under another name, which the socket has as well.
@@ -19,10 +21,12 @@ func namedPool(dir, name, more string) string {
 	return strings.NewReplacer("pool.app]", "pool."+name+"]", "app.sock", name+".sock").Replace(config[strings.Index(config, "[pool.app]"):])
 }
 
-// names are those of the pools that there are.
+// names are those of the pools that there are, but for those that were removed.
 func (d *process) names() (names []string) {
 	for _, p := range d.status().Pools {
-		names = append(names, p.Name)
+		if p.State != "removed" {
+			names = append(names, p.Name)
+		}
 	}
 	return names
 }
@@ -153,6 +157,160 @@ func TestPoolsComeAndGo(t *testing.T) {
 	}
 }
 
+// Where one of the new pools does not come up, nobody leaves, and who was to take what another listens at does not come: going back to the
+// configuration before is as if nothing had been. A new pool that takes nothing comes all the same.
+func TestPoolsThatGoTogether(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	sock := func(name string) string { return filepath.Join(dir, name+".sock") }
+	config := wsgiPool(dir, "workers = 1\n")
+	head := config[:strings.Index(config, "[pool.app]")]
+	config = strings.Replace(config, fmt.Sprintf("listen = %q", sock("app")), fmt.Sprintf("listen = [%q, %q]", sock("one"), sock("two")), 1)
+	if strings.Contains(config, "app.sock") {
+		t.Fatalf("the pool's address is not where it was looked for: %s", config)
+	}
+	d := serve(t, dir, config)
+	file := filepath.Join(dir, "fpmd.toml")
+	one, two, free := namedPool(dir, "one", "workers = 1\n"), namedPool(dir, "two", "workers = 1\n"), namedPool(dir, "free", "workers = 1\n")
+	for range 2 {
+		write(t, file, head+one+strings.Replace(two, "app:application", "none:application", 1)+free)
+		said, code := d.told("reload")
+		for _, want := range []string{
+			"No module named 'none'", "pool one: it has come up, and is given up: it was to listen where pool app does", "pool app: it goes on serving, for pool two, which is new",
+		} {
+			if code != exitFailure || !strings.Contains(said, want) {
+				t.Errorf("one of two is broken: exit code %d: %s, want %q", code, said, want)
+			}
+		}
+		if got := fmt.Sprint(d.names()); got != "[free app]" {
+			t.Errorf("the pools are %s, want [free app]", got)
+		}
+		for _, name := range []string{"one", "two", "free"} {
+			if answer, err := askOnce(sock(name)); err != nil || !strings.HasSuffix(answer, "hello") {
+				t.Errorf("%s.sock answers %q, %v", name, answer, err)
+			}
+		}
+		write(t, file, config)
+		if said, code := d.told("reload"); code != 0 {
+			t.Errorf("back: exit code %d: %s", code, said)
+		}
+		for _, name := range []string{"one", "two"} {
+			if answer, err := askOnce(sock(name)); err != nil || !strings.HasSuffix(answer, "hello") {
+				t.Errorf("after going back, %s.sock answers %q, %v", name, answer, err)
+			}
+		}
+	}
+	write(t, file, head+one+two)
+	if said, code := d.told("reload"); code != 0 {
+		t.Errorf("both are good: exit code %d: %s", code, said)
+	}
+	for _, name := range []string{"one", "two"} {
+		if answer, err := askOnce(sock(name)); err != nil || !strings.HasSuffix(answer, "hello") {
+			t.Errorf("%s.sock answers %q, %v", name, answer, err)
+		}
+	}
+	if got := fmt.Sprint(d.names()); got != "[one two]" {
+		t.Errorf("the pools are %s, want [one two]", got)
+	}
+	write(t, file, head+two)
+	if said, code := d.told("reload", "one"); code != 0 {
+		t.Errorf("one leaves: exit code %d: %s", code, said)
+	}
+	write(t, file, head+one)
+	for _, command := range []string{"plan", "reload"} {
+		if said, code := d.told(command, "two"); code != exitFailure || !strings.Contains(said, "no pool would be left") {
+			t.Errorf("%s of the last one, which leaves: exit code %d: %s", command, code, said)
+		}
+	}
+}
+
+// A pool that was removed is looked after as long as it has somebody to answer: it is in the status and can be asked why, which is no alarm,
+// its idle workers leave at once, and one that takes too much memory is killed.
+func TestRemovedPoolIsLookedAfter(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), strings.Replace(dawdler, "time.sleep(float(seconds))", `
+        import os
+        while not os.path.exists("grow"): time.sleep(0.01)
+        kept = b"x" * (300 << 20)
+        time.sleep(1000)`, 1))
+	config := wsgiPool(dir, "workers = 3\nmax_memory_hard = \"100MiB\"\n")
+	d := serve(t, dir, config)
+	answered := d.slowly(d.sock(), "1000")
+	write(t, filepath.Join(dir, "fpmd.toml"), config[:strings.Index(config, "[pool.app]")]+namedPool(dir, "two", "workers = 1\n"))
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("reload: exit code %d: %s", code, said)
+	}
+	removed := func() manager.PoolStatus {
+		ps := d.status().Pools
+		if len(ps) != 2 || ps[1].Name != "app" || ps[1].State != "removed" {
+			t.Fatalf("the status is of %d pools, the last of which is %s, and %s: want app, removed", len(ps), ps[len(ps)-1].Name, ps[len(ps)-1].State)
+		}
+		return ps[1]
+	}
+	d.wait("idle workers gone", func() bool { return len(removed().Workers) == 1 })
+	if said, code := d.told("status"); code != 0 {
+		t.Errorf("status: exit code %d: %s", code, said)
+	}
+	if said, s := d.story(removed().Workers[0].PID); s.Now == nil || s.Now.State != "busy" {
+		t.Errorf("why its worker is there: %s", said)
+	}
+	write(t, filepath.Join(dir, "grow"), "")
+	if answer := <-answered; !strings.Contains(answer, "Status: 502") {
+		t.Errorf("whose worker was killed: %q", answer)
+	}
+	d.waitLog("msg=\"worker takes too much memory\" pool=app")
+	d.waitLog("msg=\"pool removed\" pool=app")
+	if ps := d.status().Pools; len(ps) != 1 {
+		t.Errorf("the status is of %d pools, want 1", len(ps))
+	}
+}
+
+// Nothing that a reload opens makes fpmd wait: an access log that is a pipe without a reader refuses it, and fpmd goes on. What was made for a
+// reload that is refused, or a pool that does not come up, goes again.
+func TestReloadOpensLogs(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	config := wsgiPool(dir, "workers = 1\n")
+	d := serve(t, dir, config)
+	file, pipe, log := filepath.Join(dir, "fpmd.toml"), filepath.Join(dir, "pipe"), filepath.Join(dir, "new.log")
+	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{
+		config + fmt.Sprintf("access_log = %q\n", pipe),
+		config + fmt.Sprintf("access_log = %q\n", log) + namedPool(dir, "two", fmt.Sprintf("access_log = %q\n", pipe)),
+	} {
+		write(t, file, text)
+		if said, code := d.told("reload", "--changed"); code != exitFailure || !strings.Contains(said, "access_log: "+fmt.Sprintf("%q", pipe)) || !strings.Contains(said, "nobody reads this pipe") {
+			t.Errorf("a pipe without a reader: exit code %d: %s", code, said)
+		}
+		if said, code := d.told("reopen"); code != 0 {
+			t.Errorf("reopen: exit code %d: %s", code, said)
+		}
+	}
+	write(t, file, config+strings.Replace(namedPool(dir, "two", fmt.Sprintf("access_log = %q\n", log)), "app:application", "none:application", 1))
+	if said, code := d.told("reload", "--changed"); code != exitFailure {
+		t.Errorf("a pool that does not come up: exit code %d: %s", code, said)
+	}
+	d.wait("the log that was made for nobody gone", func() bool { _, err := os.Lstat(log); return os.IsNotExist(err) })
+}
+
+// A new pool whose workers take their time, and do not listen to TERM, holds up no urgent stop.
+func TestUrgentStopWhilePoolsCome(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	write(t, filepath.Join(dir, "deaf.py"), "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(\"deaf begins\", flush=True)\ntime.sleep(1000)\n")
+	config := wsgiPool(dir, "workers = 1\n")
+	d := serve(t, dir, config)
+	write(t, filepath.Join(dir, "fpmd.toml"), config+strings.Replace(namedPool(dir, "two", "stop_timeout = \"1h\"\nstart_timeout = \"30m\"\n"), "app:application", "deaf:application", 1))
+	asked := make(chan struct{})
+	go func() { defer close(asked); d.told("reload") }() // ends with the stop
+	d.waitLog("deaf begins")
+	d.signal(syscall.SIGINT)
+	d.waitExit()
+	<-asked
+}
+
 // Who is served by a pool that was removed has drain_timeout, and is cut then; a stop in between waits for that too, and a second
 // signal does not.
 func TestRemovedPoolDrains(t *testing.T) {
@@ -229,7 +387,7 @@ func TestRenamedPool(t *testing.T) {
 		}
 		write(t, filepath.Join(dir, "fpmd.toml"), text)
 		said, code := d.told("reload")
-		if (code == exitFailure) != broken || broken && (!strings.Contains(said, "No module named 'none'") || !strings.Contains(said, "pool "+name+": it goes on serving, for pool "+next)) {
+		if (code == exitFailure) != broken || broken && (!strings.Contains(said, "No module named 'none'") || !strings.Contains(said, "pool "+name+": it goes on serving, for pool "+next+", which is new, did not come up")) {
 			t.Errorf("rename %d: exit code %d: %s", n, code, said)
 		}
 		if !broken {
