@@ -2,7 +2,6 @@ package manager
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -159,10 +158,14 @@ type record struct {
 	seq   uint64
 	rings map[string]*history // by pool; "" is fpmd itself
 	wake  chan struct{}       // closed when something is added; nil: nobody waits
+
+	pruned uint64    // events of histories that were forgotten,
+	forgot time.Time // and when the last of them happened
 }
 
 // A history is the last events of a pool, the i-th of all that there were at i % keptEvents.
 type history struct {
+	pool   string
 	events []Event
 	n      uint64 // how many there were
 }
@@ -183,7 +186,7 @@ func (r *record) add(e Event) {
 		if r.rings == nil {
 			r.rings = make(map[string]*history)
 		}
-		g = new(history)
+		g = &history{pool: e.Pool}
 		r.rings[e.Pool] = g
 	}
 	if len(g.events) < keptEvents {
@@ -201,9 +204,9 @@ func (r *record) add(e Event) {
 // follow begins with the oldest event that is kept, and not before since, of the pools of these
 // names; of fpmd and all pools, if there is none.
 func (r *record) follow(since time.Time, pools []string) *Follower {
-	f := &Follower{r: r, pools: pools, read: make(map[*history]uint64)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	f := &Follower{r: r, pools: pools, read: make(map[*history]uint64), pruned: r.pruned}
 	for _, g := range r.rings {
 		i := g.oldest() // what is lost before is not missed
 		for i < g.n && g.at(i).Time.Before(since) {
@@ -219,6 +222,8 @@ type Follower struct {
 	r     *record
 	pools []string            // none: all, and fpmd itself
 	read  map[*history]uint64 // how many of each were read, or missed
+
+	pruned uint64 // as the record had it
 }
 
 // atOnce is how many events Next gives at most: the record is held for so long.
@@ -230,13 +235,23 @@ func (f *Follower) Next() (events []Event, more <-chan struct{}) {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
 	var rings []*history
-	if len(f.read) > len(f.r.rings) { // some were forgotten
-		kept := slices.Collect(maps.Values(f.r.rings))
-		maps.DeleteFunc(f.read, func(g *history, _ uint64) bool { return !slices.Contains(kept, g) })
-	}
 	missed := 0
+	wanted := func(pool string) bool { return len(f.pools) == 0 || slices.Contains(f.pools, pool) }
+	if more := f.r.pruned - f.pruned; more > 0 {
+		f.pruned = f.r.pruned
+		missed = int(more)
+		for g, n := range f.read {
+			if f.r.rings[g.pool] != g {
+				missed -= int(n)
+				delete(f.read, g)
+			}
+		}
+		if len(f.pools) > 0 { // were they its pools'? More than keptHistories others have gone since
+			missed = 0
+		}
+	}
 	for pool, g := range f.r.rings {
-		if len(f.pools) > 0 && !slices.Contains(f.pools, pool) {
+		if !wanted(pool) {
 			continue
 		}
 		rings = append(rings, g)
@@ -297,8 +312,26 @@ func (r *record) prune(gone func(pool string) bool) {
 	last := func(name string) uint64 { g := r.rings[name]; return g.at(g.n - 1).Seq }
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(last(b), last(a)) })
 	for _, name := range names[min(len(names), keptHistories):] {
+		g := r.rings[name]
+		if at := g.at(g.n - 1).Time; at.After(r.forgot) {
+			r.forgot = at
+		}
+		r.pruned += g.n
 		delete(r.rings, name)
 	}
+}
+
+// whole is since when everything is kept that has happened; zero: since the beginning.
+func (r *record) whole() (since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	since = r.forgot
+	for _, g := range r.rings {
+		if at := g.at(g.oldest()).Time; g.oldest() > 0 && at.After(since) {
+			since = at
+		}
+	}
+	return since
 }
 
 // knows reports whether something has happened in the pool of this name.

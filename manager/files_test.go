@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -300,4 +302,119 @@ func TestReopenPipeThatNobodyReads(t *testing.T) {
 		}
 		r.Close()
 	}
+}
+
+// A log that nobody uses any more is closed, and removed where it was made for nobody; one that has lines, or had, or is another's by now, stays.
+func TestUnusedLogs(t *testing.T) {
+	for _, tt := range []struct {
+		what  string
+		make  bool // before it is opened
+		then  func(t *testing.T, ls *Logs, a *accessLog)
+		stays bool
+	}{
+		{"nothing written", false, func(*testing.T, *Logs, *accessLog) {}, false},
+		{"was there", true, func(*testing.T, *Logs, *accessLog) {}, true},
+		{"written", false, func(_ *testing.T, _ *Logs, a *accessLog) { a.log.Info("line") }, true},
+		{"truncated", false, func(t *testing.T, _ *Logs, a *accessLog) {
+			a.log.Info("line")
+			a.file.flush()
+			if err := os.Truncate(a.file.name, 0); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		{"rotated", false, func(t *testing.T, ls *Logs, a *accessLog) {
+			if err := errors.Join(os.Rename(a.file.name, a.file.name+".1"), os.WriteFile(a.file.name, nil, 0o600), ls.Reopen()); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		{"another's", false, func(t *testing.T, _ *Logs, a *accessLog) {
+			if err := errors.Join(os.Remove(a.file.name), os.WriteFile(a.file.name, nil, 0o600)); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		{"used again", false, func(t *testing.T, ls *Logs, a *accessLog) {
+			ls.release(a)
+			if err := os.Rename(a.file.name, a.file.name+".1"); err != nil {
+				t.Error(err)
+			}
+			again, err := ls.access(&PoolConfig{AccessLog: a.file.name}, Supervisor{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			again.log.Info("line")
+		}, true},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "access.log")
+			if tt.make {
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ls := &Logs{files: make(map[string]*lineFile)}
+			a, err := ls.access(&PoolConfig{AccessLog: path}, Supervisor{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.then(t, ls, a)
+			ls.release(a)
+			ls.sweep(time.Now().Add(unusedFor))
+			closed := func() bool {
+				a.file.mu.Lock()
+				defer a.file.mu.Unlock()
+				return a.file.c == nil
+			}
+			for end := time.Now().Add(10 * time.Second); !closed(); time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("it is not closed")
+				}
+			}
+			if _, err := os.Lstat(path); (err == nil) != tt.stays {
+				t.Errorf("afterwards the file: %v, want it there: %v", err, tt.stays)
+			}
+			if err := ls.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A pipe whose reader does not read holds up who writes to it, and nobody else: not the sweep of others, nor their opening, nor a reload.
+func TestPipeThatIsFullHoldsUpNobody(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ls := &Logs{files: make(map[string]*lineFile)}
+	a, err := ls.access(&PoolConfig{AccessLog: pipe}, Supervisor{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held sync.WaitGroup
+	held.Go(func() { _, _ = a.file.Write(bytes.Repeat([]byte("line\n"), 1<<16)) }) // ends when it is read
+	for a.file.mu.TryLock() {
+		a.file.mu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	held.Go(func() { _ = ls.Reopen() }) // so does this
+	ls.sweep(time.Now())
+	b, err := ls.access(&PoolConfig{AccessLog: filepath.Join(dir, "b.log")}, Supervisor{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ls.release(a)
+	ls.release(b)
+	ls.sweep(time.Now().Add(unusedFor))
+	if len(ls.files) != 0 {
+		t.Errorf("%d logs are left", len(ls.files))
+	}
+	go io.Copy(io.Discard, reader) // ends with the reader
+	held.Wait()
+	reader.Close()
 }

@@ -199,7 +199,7 @@ func (r *refront) undo() {
 	r.p.mgr.opts.Logs.release(r.access)
 	if r.arrives {
 		m := r.p.mgr
-		m.serving.Go(func() { r.p.stop(m.hurry, causeRemoved) }) // ends with what workers there are, whether they serve or have not come up
+		m.draining.Go(func() { r.p.stop(m.hurry, causeRemoved) }) // ends with what workers there are, whether they serve or have not come up
 	}
 }
 

@@ -81,9 +81,10 @@ func (f *lineFile) handler(format string, w io.Writer, level slog.Leveler) slog.
 func (ls *Logs) open(path string) (*lineFile, error) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if f := ls.files[path]; f != nil {
-		f.users++
-		return f, nil
+	before := ls.files[path]
+	if before != nil && before.users > 0 {
+		before.users++
+		return before, nil
 	}
 	made := missing(path)
 	f, err := openLog(path, unix.O_NONBLOCK) // a pipe that nobody reads is not waited for: a reload and the stop would be, too
@@ -92,6 +93,13 @@ func (ls *Logs) open(path string) (*lineFile, error) {
 	}
 	lf := &lineFile{name: path, w: f, c: f, users: 1, made: made}
 	ls.files[path] = lf
+	if before != nil { // which nobody uses: its name may be another file's by now
+		if before.mu.TryLock() { // else it is being written to
+			lf.made = made || before.emptyLocked()
+			before.mu.Unlock()
+		}
+		go func() { _ = before.close() }() // as in sweep
+	}
 	return lf, nil
 }
 
@@ -123,11 +131,31 @@ func (ls *Logs) sweep(now time.Time) {
 			continue
 		}
 		delete(ls.files, path)
-		if fi, err := os.Lstat(path); f.made && err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
-			_ = os.Remove(path) // else it is left, and empty
-		}
-		go func() { _ = f.close() }() // ends when what waits is written, be it to a pipe; that it could not be has been complained of
+		go func() { // ends when what waits is written, be it to a pipe; that it could not be has been complained of
+			f.unmake()
+			_ = f.close()
+		}()
 	}
+}
+
+// unmake removes f's file if nobody needs it.
+func (f *lineFile) unmake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.emptyLocked() {
+		_ = os.Remove(f.name) // else it is left, and empty
+	}
+}
+
+// emptyLocked reports whether f's name is still that of the file that we have made, and nobody has written to.
+func (f *lineFile) emptyLocked() bool {
+	file, _ := f.c.(*os.File)
+	if !f.made || len(f.kept) > 0 || file == nil {
+		return false
+	}
+	ours, err := file.Stat()
+	there, lerr := os.Lstat(f.name)
+	return err == nil && lerr == nil && os.SameFile(ours, there) && ours.Size() == 0
 }
 
 func openLog(path string, flags int) (*os.File, error) {
@@ -139,12 +167,16 @@ func openLog(path string, flags int) (*os.File, error) {
 // reads, the old one is written on. It does not wait.
 func (ls *Logs) Reopen() error {
 	ls.mu.Lock()
-	defer ls.mu.Unlock()
-	var errs []error
+	var used []*lineFile
 	for _, f := range ls.files {
 		if f == ls.main || f.users > 0 {
-			errs = append(errs, f.reopen())
+			used = append(used, f)
 		}
+	}
+	ls.mu.Unlock() // a pipe whose reader does not read may hold up one of them
+	var errs []error
+	for _, f := range used {
+		errs = append(errs, f.reopen())
 	}
 	return errors.Join(errs...)
 }
@@ -173,7 +205,6 @@ type lineFile struct {
 
 	users  int       // access logs, and the log itself, that go there; guarded by Logs.mu, as is
 	unused time.Time // since when there is none
-	made   bool      // there was none by this name
 
 	mu      sync.Mutex
 	kept    []byte
@@ -181,6 +212,7 @@ type lineFile struct {
 	failed  bool // the last write failed, and was complained of
 	lost    int  // lines, since then
 	torn    bool // what was written last is not the end of a line
+	made    bool // there was none by this name, and nothing was written since
 }
 
 const keptLines = 64 << 10
@@ -235,6 +267,7 @@ func (f *lineFile) writeLocked(lines []byte) error {
 	if f.torn {
 		lines, end = append([]byte{'\n'}, lines...), 1
 	}
+	f.made = false
 	n, err := f.w.Write(lines)
 	if n > 0 {
 		f.torn = lines[n-1] != '\n'
@@ -263,9 +296,13 @@ func (f *lineFile) reopen() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.c == nil { // closed meanwhile
+		return next.Close()
+	}
 	if len(f.kept) > 0 {
 		_ = f.flushLocked() // has been complained of
 	}
+	f.made = false
 	if fi, err := next.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
 		f.torn = false // what is cut is in the old one
 	}
@@ -281,7 +318,9 @@ func (f *lineFile) close() error {
 	if f.c == nil {
 		return nil
 	}
-	return f.c.Close()
+	c := f.c
+	f.c = nil
+	return c.Close()
 }
 
 // keeper is lineFile as a Writer that may wait.

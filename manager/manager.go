@@ -79,6 +79,7 @@ type Manager struct {
 	serving    sync.WaitGroup
 	asked      sync.WaitGroup     // who serves the control socket
 	quit       context.CancelFunc // ends what serving counts besides the servers
+	draining   sync.WaitGroup     // pools that were removed, or have not come up
 	hurry      context.Context    // ends, with why, when pools that were removed have no more time to drain
 	hasten     context.CancelCauseFunc
 	ready      chan struct{}
@@ -444,6 +445,7 @@ func (m *Manager) Stop(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	m.draining.Wait() // until then upkeep looks after them
 	if m.quit != nil {
 		m.quit()
 	}

@@ -31,6 +31,7 @@ type pool struct {
 	cfg       atomic.Pointer[PoolConfig]   // of the serving generation; stored under mu
 	claim     *claim                       // on a share of max_workers
 
+	arrives bool       // it is a new one, and nobody asks it yet: it has no steward, who would want more; guarded by Manager.reload
 	rolling sync.Mutex // held while the serving generation is about to be replaced; before mu
 
 	// mu guards the states of workers and what follows. No I/O and no wait
@@ -45,7 +46,7 @@ type pool struct {
 	open     list[*slot]    // of slots that are held, and whose exchange another may be sent behind; the oldest first
 	recent   time.Duration  // an exchange's run time, of the recent ones
 	plain    int            // answers in succession that were small and came in one piece
-	leaves   bool           // it was removed
+	left     time.Time      // when it was removed; zero: it was not
 	ending   bool           // it has been told to stop, and answers what was accepted
 	stopped  bool           // no request is given to a worker any more
 	ready    bool           // a worker has been ready; readyOnce is closed
@@ -238,7 +239,9 @@ func (p *pool) switchTo(g *generation, ws []*worker) (living []*worker, failed [
 	}
 	leave := p.keepLocked(p.takeOverLocked(g, ws), g.cfg.KeepGeneration)
 	p.mu.Unlock()
-	p.wg.Go(g.steward) // ends when the generation is retired
+	if !p.arrives {
+		p.wg.Go(g.steward) // ends when the generation is retired
+	}
 	p.tellGeneration(g, len(ws))
 	for _, g := range leave {
 		g.retire(causeReload)

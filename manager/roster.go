@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A roster is the pools that there are, in the order of the configuration. Any goroutine may read it at any time; who has read it may
@@ -84,6 +85,8 @@ type taking struct {
 // have. m.reload is held.
 func (m *Manager) arrive(cfg *PoolConfig, leaving []*pool) (_ *refront, err error) {
 	r := &refront{p: newPool(m, cfg), cfg: cfg, arrives: true}
+	m.rations.hold(r.p) // until it is asked, the others go on with what they have
+	r.p.arrives = true
 	defer func() {
 		if err != nil {
 			r.undo()
@@ -105,7 +108,6 @@ func (m *Manager) arrive(cfg *PoolConfig, leaving []*pool) (_ *refront, err erro
 	if r.access, err = m.opts.Logs.access(cfg, m.cfg.Supervisor); err != nil {
 		return nil, err
 	}
-	m.rations.hold(r.p) // until it serves, the others go on with what they have
 	return r, nil
 }
 
@@ -115,17 +117,24 @@ func (m *Manager) arrive(cfg *PoolConfig, leaving []*pool) (_ *refront, err erro
 func (m *Manager) comeAndGo(ctx context.Context, arrivals []*refront, leaving []*pool) (failed map[*pool]error) {
 	var steps []step
 	for _, r := range arrivals {
-		steps = append(steps, step{r.p, func() error { return r.p.roll(ctx, r.cfg) }})
+		steps = append(steps, step{r.p, func() error {
+			err := r.p.roll(ctx, r.cfg)
+			if err == nil && len(r.takes) == 0 { // whatever becomes of the others
+				return r.commit()
+			}
+			return err
+		}})
 	}
 	failed = sideBySide(steps)
 	broken := ""
 	for _, r := range arrivals {
-		if failed[r.p] != nil {
+		if r.p.arrives && failed[r.p] != nil {
 			broken = r.p.name
 		}
 	}
 	for _, r := range arrivals {
 		switch {
+		case !r.p.arrives: // it is there
 		case failed[r.p] != nil:
 			r.undo()
 		case broken != "" && len(r.takes) > 0:
@@ -162,6 +171,8 @@ func (r *refront) commitArrival() error {
 		p.listeners = append(p.listeners, t.l)
 	}
 	p.listeners = append(p.listeners, r.fresh...)
+	p.arrives = false
+	p.wg.Go(p.gen.steward) // ends when the generation is retired
 	m.pools.add(p)
 	for _, l := range p.listeners {
 		m.store(l)
@@ -193,15 +204,23 @@ func (m *Manager) part(p *pool) {
 	m.leaving.pools = append(m.leaving.pools, p)
 	m.leaving.mu.Unlock()
 	close(p.parted)
-	for _, l := range p.listeners {
+	for _, l := range p.listeners { // now: another reload may bring somebody who listens there
+		l.unlink()
+		m.forget(l.stored)
+		l.stored = ""
 		delete(m.complaints, l.addr.Address)
 	}
 	p.mu.Lock()
-	if p.leaves = true; p.gen != nil {
+	kept := p.kept
+	p.unkeepLocked("the pool was removed")
+	if p.left = time.Now(); p.gen != nil {
 		p.gen.kick()
 	}
 	p.mu.Unlock()
-	m.serving.Go(func() { // ends within drain_timeout, and what killing takes
+	if kept != nil {
+		kept.gen.retire(causeRemoved)
+	}
+	m.draining.Go(func() { // ends within drain_timeout, and what killing takes
 		ctx, cancel := p.drainUntil(m.hurry)
 		defer cancel()
 		p.stop(ctx, causeRemoved)

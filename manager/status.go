@@ -123,7 +123,7 @@ func (p *pool) status() PoolStatus {
 		s.Workers = append(s.Workers, ws)
 	}
 	switch {
-	case p.leaves:
+	case !p.left.IsZero():
 		s.State = "removed"
 	case p.ending:
 		s.State = "stopping"

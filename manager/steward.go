@@ -300,8 +300,8 @@ func (g *generation) headcountLocked(now time.Time) headcount {
 			h.waiting = h.waiting || w.next != nil && (w.next.state == starting || w.next.servesLocked())
 		}
 	}
-	if h.removed = p.leaves; h.removed {
-		h.limit = min(h.limit, h.busy())
+	if h.removed = !p.left.IsZero(); h.removed && now.Sub(p.left) >= neededFor {
+		h.limit = min(h.limit, max(h.busy(), min(len(h.ready), 1))) // one for who has connected, and has not said yet what he wants
 	}
 	slices.SortFunc(h.ready, func(a, b member) int { return a.idle.Compare(b.idle) })
 	return h
@@ -368,7 +368,7 @@ func (h headcount) decide(cfg *PoolConfig) (d decision) {
 	if cfg.PM == Dynamic || grows && coming > 0 || pressed {
 		d.lookAt(h.now.Add(batchEvery))
 	}
-	if coming == 0 && len(d.leave) == 0 && !h.waiting && !h.draining {
+	if coming == 0 && len(d.leave) == 0 && !h.waiting && !h.draining && !h.removed {
 		h.renew(&d)
 	}
 	return d

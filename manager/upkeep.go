@@ -53,10 +53,20 @@ func (m *Manager) upkeep(ctx context.Context) {
 			p.letGo()
 		}
 		m.opts.Logs.sweep(time.Now())
-		pools := m.andLeaving()
-		m.events.prune(func(name string) bool { return poolNamed(pools, name) == nil })
-		m.restore()
+		if m.reload.TryLock() { // else it is a reload's, or the stop's; the next time, then
+			if !m.stopped {
+				m.restore()
+				m.forgetRemoved()
+			}
+			m.reload.Unlock()
+		}
 	}
+}
+
+// forgetRemoved bounds what is kept of pools that are gone. m.reload is held, so that none is coming.
+func (m *Manager) forgetRemoved() {
+	pools := m.andLeaving()
+	m.events.prune(func(name string) bool { return poolNamed(pools, name) == nil })
 }
 
 // trim gives memory back to the system when most of a crowd of connections has
@@ -81,15 +91,8 @@ func (m *Manager) trim(most int) int {
 
 // restore makes again what somebody has removed while we run: the runtime
 // folder, without which no worker starts, and the names of Unix sockets,
-// without which nobody connects. What it can't make it complains of once.
+// without which nobody connects. What it can't make it complains of once. m.reload is held.
 func (m *Manager) restore() {
-	if !m.reload.TryLock() { // by a reload, or the stop; the next time, then
-		return
-	}
-	defer m.reload.Unlock()
-	if m.stopped {
-		return
-	}
 	dir := m.cfg.Supervisor.RuntimeDir
 	if missing(m.socks) || !m.holdsRuntimeDir() {
 		m.lock.Close()

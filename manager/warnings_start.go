@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -114,13 +115,18 @@ func pathRemedy(err error, path, what string) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && missing(dir):
 		return noFolder(dir, what)
-	case errors.Is(err, unix.ENXIO):
+	case errors.Is(err, unix.ENXIO) && isPipe(path):
 		return "nobody reads this pipe: start who does first"
 	case errors.Is(err, fs.ErrPermission):
 		m := thisMachine()
 		return fmt.Sprintf("%s, who fpmd is, may not write there, or not enter a folder on the way: want %s elsewhere", m.self(), what)
 	}
 	return fmt.Sprintf("want %s elsewhere", what)
+}
+
+func isPipe(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode()&fs.ModeNamedPipe != 0
 }
 
 // addressRemedy is pathRemedy where fpmd can't listen on a TCP address.

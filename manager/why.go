@@ -55,12 +55,7 @@ func (m *Manager) WhyWorker(id int) (Story, error) {
 
 // memory says how far back is known what happened.
 func (m *Manager) memory() string {
-	var last time.Time
-	for _, p := range m.pools.all() {
-		if since := m.events.reaches(p.name); since.After(last) {
-			last = since
-		}
-	}
+	last := m.events.whole()
 	if last.IsZero() {
 		return "all is known since fpmd was started, " + m.since.Format(time.DateTime)
 	}

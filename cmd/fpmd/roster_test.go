@@ -225,8 +225,17 @@ func TestPoolsThatGoTogether(t *testing.T) {
 }
 
 // A pool that was removed is looked after as long as it has somebody to answer: it is in the status and can be asked why, which is no alarm,
-// its idle workers leave at once, and one that takes too much memory is killed.
+// its idle workers leave soon, and one that takes too much memory is killed, also while fpmd stops.
 func TestRemovedPoolIsLookedAfter(t *testing.T) {
+	for _, stops := range []bool{false, true} {
+		t.Run(fmt.Sprint("while fpmd stops: ", stops), func(t *testing.T) {
+			t.Parallel()
+			lookedAfter(t, stops)
+		})
+	}
+}
+
+func lookedAfter(t *testing.T, stops bool) {
 	dir := appDir(t)
 	write(t, filepath.Join(dir, "app.py"), strings.Replace(dawdler, "time.sleep(float(seconds))", `
         import os
@@ -254,15 +263,56 @@ func TestRemovedPoolIsLookedAfter(t *testing.T) {
 	if said, s := d.story(removed().Workers[0].PID); s.Now == nil || s.Now.State != "busy" {
 		t.Errorf("why its worker is there: %s", said)
 	}
+	if stops {
+		d.signal(syscall.SIGTERM)
+		d.waitLog("msg=\"worker gone\" pool=two")
+	}
 	write(t, filepath.Join(dir, "grow"), "")
 	if answer := <-answered; !strings.Contains(answer, "Status: 502") {
 		t.Errorf("whose worker was killed: %q", answer)
 	}
 	d.waitLog("msg=\"worker takes too much memory\" pool=app")
 	d.waitLog("msg=\"pool removed\" pool=app")
-	if ps := d.status().Pools; len(ps) != 1 {
+	if stops {
+		d.waitExit()
+	} else if ps := d.status().Pools; len(ps) != 1 {
 		t.Errorf("the status is of %d pools, want 1", len(ps))
 	}
+}
+
+// Who had connected when a pool was removed, and had not said yet what he wants, is answered, by a worker that is there already: the code
+// may be gone by then.
+func TestRemovedPoolAnswersWhomItHasAccepted(t *testing.T) {
+	dir := appDir(t)
+	write(t, filepath.Join(dir, "app.py"), helloApp)
+	config := wsgiPool(dir, "workers = 3\n")
+	d := serve(t, dir, config)
+	c, err := net.Dial("unix", d.sock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	request := fcgiRequest("/")
+	if _, err := c.Write(request[:20]); err != nil {
+		t.Fatal(err)
+	}
+	d.wait("the connection", func() bool { return d.status().Pools[0].Connections == 1 })
+	write(t, filepath.Join(dir, "two", "app.py"), helloApp)
+	two := strings.Replace(namedPool(dir, "two", "workers = 1\n"), fmt.Sprintf("directory = %q", dir), fmt.Sprintf("directory = %q", filepath.Join(dir, "two")), 1)
+	write(t, filepath.Join(dir, "fpmd.toml"), config[:strings.Index(config, "[pool.app]")]+two)
+	if said, code := d.told("reload"); code != 0 {
+		t.Fatalf("reload: exit code %d: %s", code, said)
+	}
+	write(t, filepath.Join(dir, "app.py"), "raise RuntimeError('the release is gone')\n")
+	d.wait("idle workers gone, but for one", func() bool { return len(d.status().Pools[1].Workers) == 1 })
+	if _, err := c.Write(request[20:]); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := readAnswer(c); err != nil || !strings.HasSuffix(answer, "hello") {
+		t.Errorf("he is answered %q, %v", answer, err)
+	}
+	d.waitLog("msg=\"pool removed\" pool=app")
 }
 
 // Nothing that a reload opens makes fpmd wait: an access log that is a pipe without a reader refuses it, and fpmd goes on. What was made for a
