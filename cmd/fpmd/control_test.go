@@ -156,11 +156,11 @@ func TestReloadOfSome(t *testing.T) {
 		{old, "workers = 2\nqueue_size = 9", "plan app", 0, "pool app: new workers, with the same configuration\n", "[2 3]"},
 		{old, "workers = 2\nqueue_size = 9", "reload --changed", 0, "", "[2 4]"},
 		{"env = { KEPT = \"1\", NEW = \"hunter2\" }", "workers = 2\nqueue_size = 9", "plan --changed", 0, "pool app: new workers\n  pool.app.env is now NEW, not GONE\n", "[2 4]"},
-		{old, "workers = 2\naccess_log = \"-\"", "plan", 1, "refused: pool.two.access_log is now -, not \"\": restart fpmd for that\nall stays as it is\n", "[2 4]"},
-		{old, "workers = 2\naccess_log = \"-\"", "reload", 1, "pool.two.access_log is now -, not \"\": restart fpmd for that\n", "[2 4]"},
-		{old, "workers = 2\naccess_log = \"-\"", "reload app", 0, "", "[3 4]"},
-		{old, "workers = 3\nqueue_size = 9\nlisten_backlog = 7\nmax_connections = 7", "plan --changed", 0, "pool two: resized, with the workers that it has, listeners rebound, other terms for new connections\n" +
-			"  pool.two.workers is now 3, not 2\n  pool.two.listen_backlog is now 7, not 511\n  pool.two.max_connections is now 7, not 16384\n", "[3 4]"},
+		{old, "workers = 2\nqueue_size = 9\naccess_log = \"-\"", "plan --changed", 0, "pool two: another access log\n  pool.two.access_log is now -, not \"\"\n", "[2 4]"},
+		{old, "workers = 2\nqueue_size = 9\naccess_log = \"-\"", "reload --changed", 0, "", "[2 4]"},
+		{old, "workers = 2\nqueue_size = 9\naccess_log = \"-\"", "reload app", 0, "", "[3 4]"},
+		{old, "workers = 3\nqueue_size = 9\nlisten_backlog = 7\nmax_connections = 7", "plan --changed", 0, "pool two: resized, with the workers that it has, listeners rebound, other terms for new connections, another access log\n" +
+			"  pool.two.workers is now 3, not 2\n  pool.two.listen_backlog is now 7, not 511\n  pool.two.max_connections is now 7, not 16384\n  pool.two.access_log is now \"\", not -\n", "[3 4]"},
 		{old, "workers = 3\nqueue_size = 9\nlisten_backlog = 7\nmax_connections = 7", "reload --changed", 0, "", "[3 4]"},
 		{old, "workers = 3\nqueue_size = 9\nlisten_backlog = 7\nmax_connections = 7", "plan --changed", 0, "nothing is rolled: no key has changed\n", "[3 4]"},
 	} {
@@ -176,6 +176,15 @@ func TestReloadOfSome(t *testing.T) {
 	if size := d.status().Pools[1].Size; size != 3 {
 		t.Errorf("pool two has %d workers, want 3", size)
 	}
+	other := strings.Replace(config(old, "workers = 3"), "run\"", "other\"", 1)
+	write(t, filepath.Join(dir, "fpmd.toml"), other)
+	refused := fmt.Sprintf("supervisor.runtime_dir is now %s/other, not %s/run: restart fpmd for that\n", dir, dir)
+	for command, want := range map[string]string{"plan": "refused: " + refused + "all stays as it is\n", "reload": refused} {
+		if said, code := d.told(command, "--socket", d.control()); code != 1 || said != want {
+			t.Errorf("%s to another runtime_dir: exit code %d: %s, want %s", command, code, said, want)
+		}
+	}
+	write(t, filepath.Join(dir, "fpmd.toml"), config(old, "workers = 3"))
 	if strings.Contains(d.log.String(), "hunter") {
 		t.Error("the log has a value of env")
 	}
