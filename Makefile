@@ -70,11 +70,14 @@ fuzz:
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-# What depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave; and storms at full length.
+# Storms at full length; and what depends on who comes first, SOAK times: load, kills, reloads, stops, clients that leave. The second is
+# run whatever came of the first.
 soak: test-deps
-	FPMD_STORM=60s FPMD_FIGURES=1 FPMD_MUTATIONS=200000 FPMD_LIVES=10000 $(GO) test -race -count=1 -v -timeout 60m -run 'Storm|Mutations|Lives' ./cmd/fpmd
+	failed=; \
+	FPMD_STORM=60s FPMD_FIGURES=1 FPMD_MUTATIONS=200000 FPMD_LIVES=10000 $(GO) test -race -count=1 -v -timeout 60m -run 'Storm|Mutations|Lives' ./cmd/fpmd || failed=1; \
 	$(GO) test -race -count=$(SOAK) -timeout 90m -run 'Load|Kill|Reload|Signals|Leav|Shutdown|Slot|Stream|Sent|Abort|Withdraw' \
-	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd
+	  ./fcgi ./protocol ./manager ./worker ./cmd/fpmd || failed=1; \
+	[ -z "$$failed" ]
 
 # What waits, with a wall clock that jumps by years every second. Package time is built anew for it, and all on it.
 clock: test-deps
