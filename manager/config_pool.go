@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -189,6 +190,9 @@ var poolSettings = []setting[draft]{
 	}},
 	{"env_file", func(v value, d *draft) { v.text(&d.EnvFile) }},
 	{"clear_env", func(v value, d *draft) { v.boolean(&d.ClearEnv) }},
+	{"scheduling", func(v value, d *draft) {
+		v.oneOf(&d.Limits.Scheduling, slices.Sorted(maps.Keys(policies))...)
+	}},
 	{"nice", func(v value, d *draft) { v.optional(&d.Limits.Nice, -20, 19) }},
 	{"oom_score_adj", func(v value, d *draft) { v.optional(&d.Limits.OOMScoreAdj, -1000, 1000) }},
 	{"rlimit_nofile", func(v value, d *draft) { v.optional(&d.Limits.Nofile, minNofile, maxNofile) }},

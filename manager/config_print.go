@@ -176,8 +176,14 @@ var poolShown = map[string]func(*machine, *PoolConfig) any{
 		}
 		return env
 	},
-	"env_file":      func(_ *machine, p *PoolConfig) any { return p.EnvFile },
-	"clear_env":     func(_ *machine, p *PoolConfig) any { return p.ClearEnv },
+	"env_file":  func(_ *machine, p *PoolConfig) any { return p.EnvFile },
+	"clear_env": func(_ *machine, p *PoolConfig) any { return p.ClearEnv },
+	"scheduling": func(_ *machine, p *PoolConfig) any {
+		if p.Limits.Scheduling == "" {
+			return unset("workers have what fpmd was started under")
+		}
+		return p.Limits.Scheduling
+	},
 	"nice":          func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.Nice) },
 	"oom_score_adj": func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.OOMScoreAdj) },
 	"rlimit_nofile": func(_ *machine, p *PoolConfig) any { return inherited(p.Limits.Nofile) },

@@ -257,6 +257,7 @@ umask = "0027"
 env = { A = "1", "b.c" = "" }
 env_file = ".env"
 clear_env = false
+scheduling = "idle"
 nice = -5
 oom_score_adj = 500
 rlimit_nofile = 1024
@@ -331,7 +332,7 @@ func TestEverySetting(t *testing.T) {
 		Umask:  0o027, Env: map[string]string{"A": "1", "b.c": ""},
 		EnvFile: "/srv/jail/srv/blog/.env", FileEnv: map[string]string{"TOKEN": "hunter2"},
 		Limits: Limits{
-			Nice: Optional{true, -5}, OOMScoreAdj: Optional{true, 500},
+			Scheduling: "idle", Nice: Optional{true, -5}, OOMScoreAdj: Optional{true, 500},
 			Nofile: Optional{true, 1024}, Nproc: Optional{true, unlimited}, Core: Optional{true, 64 << 20},
 		},
 		Group: GroupLimits{Memory: 768 << 20, Pids: 64},

@@ -66,10 +66,8 @@ func (r *recipe) exec() error {
 			return err
 		}
 	}
-	if r.Batch {
-		if err := leaveBatch(); err != nil {
-			return err
-		}
+	if err := r.schedule(); err != nil {
+		return err
 	}
 	if err := r.Limits.set(); err != nil {
 		return err
@@ -140,15 +138,21 @@ func armLifeline() error {
 	return nil
 }
 
-// leaveBatch has the kernel schedule this thread as any other.
-func leaveBatch() error {
-	attr, err := unix.SchedGetAttr(0, 0)
-	if err == nil {
-		attr.Policy = unix.SCHED_NORMAL
-		err = unix.SchedSetAttr(0, attr, 0)
+// schedule puts this thread under the worker's policy. An error names the key, if there is one.
+func (r *recipe) schedule() error {
+	if r.Policy != nil {
+		if err := r.Policy.Set(0); err != nil {
+			if key := r.Limits.Scheduling; key != "" {
+				return fmt.Errorf("scheduling = %q: %w", key, err)
+			}
+			return fmt.Errorf("leave fpmd's own scheduling policy: %w", err)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("leave SCHED_BATCH: %w", err)
+	if r.TimerSlack > 0 {
+		// A real-time thread has none, nor what it starts, for good.
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(r.TimerSlack), 0, 0, 0); err != nil {
+			return fmt.Errorf("set the timer slack to %d ns: %w", r.TimerSlack, err)
+		}
 	}
 	return nil
 }

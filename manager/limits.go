@@ -13,6 +13,7 @@ import (
 // Limits are what the kernel holds each of a pool's workers to, and what a worker starts.
 // What is not Set is as fpmd has it itself.
 type Limits struct {
+	Scheduling  string   // of policies; "": the policy that fpmd was started under
 	Nice        Optional // -20 to 19
 	OOMScoreAdj Optional // -1000 to 1000
 	Nofile      Optional // descriptors, at least minNofile
@@ -80,18 +81,19 @@ func shownLimit(n int64) any {
 // its workers.
 type heldTo struct {
 	nice, oomScoreAdj   int
-	leastNice           int    // RLIMIT_NICE, as a niceness
-	nofile, nproc, core uint64 // hard limits
-	nrOpen              int64  // fs.nr_open; 0: not known
-	capNice             bool   // CAP_SYS_NICE is, and stays exec-worker's
-	capResource         bool   // CAP_SYS_RESOURCE
-	capChroot           bool   // CAP_SYS_CHROOT
+	leastNice           int                // RLIMIT_NICE, as a niceness
+	nofile, nproc, core uint64             // hard limits
+	nrOpen              int64              // fs.nr_open; 0: not known
+	capNice             bool               // CAP_SYS_NICE is, and stays exec-worker's
+	capResource         bool               // CAP_SYS_RESOURCE
+	capChroot           bool               // CAP_SYS_CHROOT
+	mayHave             func(Policy) error // why threads of fpmd may not have it; nil: they may have any
 }
 
 // ourLimits is what holds for this process. What it can't find out is as if it held
 // nobody back: the worker will tell.
 func ourLimits() heldTo {
-	h := heldTo{oomScoreAdj: -1000, nice: -20, leastNice: 20}
+	h := heldTo{oomScoreAdj: -1000, nice: -20, leastNice: 20, mayHave: mayHave}
 	if n, err := unix.Getpriority(unix.PRIO_PROCESS, os.Getpid()); err == nil {
 		h.nice = 20 - n // the system call has them the other way round
 	}
@@ -144,6 +146,21 @@ func (d *draft) checkLimits() {
 		return
 	}
 	held, l := d.l.held, d.Limits
+	if v := d.given["scheduling"]; l.Scheduling != "" && held.mayHave != nil {
+		want := policies[l.Scheduling]
+		if l.Scheduling == realTime { // which fpmd is to have before its workers, unless it was started under one
+			if now, err := PolicyOf(0); err != nil || !now.RealTime() {
+				want = Foremost
+			}
+		}
+		if err := held.mayHave(want); err != nil {
+			hint := "root with CAP_SYS_NICE"
+			if want.RealTime() {
+				hint += fmt.Sprintf(", or LimitRTPRIO=%d in its unit", want.Priority)
+			}
+			v.refuse("fpmd itself can't have that: %v: want an fpmd that is %s, and that no filter of system calls keeps from it, as hardened.conf does", err, hint)
+		}
+	}
 	if v := d.given["nice"]; l.Nice.Set && !held.capNice && l.Nice.Value < int64(min(held.nice, held.leastNice)) {
 		v.refuse("fpmd itself has %d, and without CAP_SYS_NICE can't go below it: want %d to 19, or Nice=%d in its unit, which its workers inherit, or start it as root with that capability",
 			held.nice, held.nice, l.Nice.Value)

@@ -22,6 +22,7 @@ func held(t *testing.T, pid int) map[string]string {
 	got := map[string]string{
 		"nice":          strings.Fields(stat)[16],
 		"oom_score_adj": strings.TrimSpace(read("oom_score_adj")),
+		"scheduling":    strings.Join(strings.Fields(stat)[37:39], " "), // rt_priority, policy
 	}
 	for line := range strings.Lines(read("limits")) {
 		for title, key := range map[string]string{"Max open files": "rlimit_nofile", "Max processes": "rlimit_nproc", "Max core file size": "rlimit_core"} {
@@ -49,6 +50,9 @@ func TestLimitsOfAWorker(t *testing.T) {
 	}{
 		"none":  {Limits{}, ours},
 		"nice":  {Limits{Nice: Optional{true, int64(niceness + 1)}}, map[string]string{"nice": strconv.Itoa(niceness + 1)}},
+		"batch": {Limits{Scheduling: "batch"}, map[string]string{"scheduling": "0 3"}},
+		"idle":  {Limits{Scheduling: "idle", Nice: Optional{true, int64(niceness + 1)}}, map[string]string{"scheduling": "0 5", "nice": strconv.Itoa(niceness + 1)}},
+		"other": {Limits{Scheduling: "other"}, map[string]string{"scheduling": "0 0"}},
 		"as is": {Limits{Nice: Optional{true, int64(niceness)}}, map[string]string{"nice": ours["nice"]}},
 		"all": {
 			Limits{
@@ -62,6 +66,7 @@ func TestLimitsOfAWorker(t *testing.T) {
 			records := make(chan printed, 1)
 			l := shell(t, "sleep 1000 & echo $!; "+ready+"wait")
 			l.limits, l.logger = tt.limits, logInto(records)
+			l.policy = policyOfWorkers(tt.limits.Scheduling, nil)
 			p := startWorker(t, l)
 			for _, pid := range []int{p.pid, nextPid(t, records)} {
 				got := held(t, pid)
@@ -85,6 +90,7 @@ func TestLimitsThatAreRefused(t *testing.T) {
 	for _, tt := range []struct{ name, line string }{
 		{"nice", fmt.Sprint("nice = ", max(ours.nice-1, -20))},
 		{"as nice as we", fmt.Sprint("nice = ", ours.nice)},
+		{"real time, where we may", "scheduling = \"rr\""},
 		{"nofile", fmt.Sprint("rlimit_nofile = ", min(ours.nofile+1, uint64(ours.nrOpen)))},
 		{"as much as we", fmt.Sprint("rlimit_nofile = ", min(ours.nofile, uint64(ours.nrOpen)))},
 		{"nofile beyond the kernel's", fmt.Sprint("rlimit_nofile = ", ours.nrOpen+1)},
@@ -101,6 +107,7 @@ func TestLimitsThatAreRefused(t *testing.T) {
 			m.held = heldTo{leastNice: -20, oomScoreAdj: -1000, nice: -20, capResource: true, capNice: true} // whom nothing is refused
 			l := shell(t, ready+"exec sleep 1000")
 			l.limits = mustLoad(t, m, wsgiPool+tt.line).Pools[0].Limits
+			l.policy = policyOfWorkers(l.limits.Scheduling, nil)
 			p, err := start(t.Context(), l)
 			if err == nil {
 				p.kill()

@@ -26,9 +26,11 @@ type Options struct {
 	Logs *Logs
 	// WSGI is how Python applications are hosted; without it there are none.
 	WSGI *HostRecipe
-	// Batch says that this process has put itself under SCHED_BATCH, which is
+	// Policy is what this process was started under, where it puts itself under another, which is
 	// not meant for its workers.
-	Batch bool
+	Policy *Policy
+	// TimerSlack is what threads of this process had at its start, in ns; 0: not known.
+	TimerSlack int64
 	// CheckEvery is how often pools are checked for whether all adds up that they keep; 0: every
 	// few seconds.
 	CheckEvery time.Duration
@@ -499,7 +501,7 @@ func (p *pool) launch(id int, cfg *PoolConfig) (launch, error) {
 		groups: p.mgr.groups, group: cfg.Group,
 		socketDir:    p.mgr.socks,
 		startTimeout: cfg.StartTimeout, stopTimeout: cfg.StopTimeout,
-		batch:  p.mgr.opts.Batch,
+		policy: policyOfWorkers(cfg.Limits.Scheduling, p.mgr.opts.Policy), timerSlack: p.mgr.opts.TimerSlack,
 		logger: p.log,
 	}
 	if cfg.WSGI != "" {

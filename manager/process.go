@@ -34,7 +34,8 @@ type launch struct {
 	dir          string        // working directory; "": the supervisor's
 	env          []string      // the application's, complete; the FPMD_* variables are added to it
 	cred         *Credential   // nil: stay who we are, capabilities included
-	batch        bool          // the supervisor, but not the worker, is under SCHED_BATCH
+	policy       *Policy       // what the worker is put under; nil: it is under what we are
+	timerSlack   int64         // of the worker, in ns; 0: as it comes
 	newPrivs     bool          // let setuid programs and file capabilities give privileges
 	umask        int           // of the worker
 	limits       Limits        // of the worker

@@ -51,7 +51,9 @@ type recipe struct {
 	Limits   Limits
 	Group    bool // enter the control group of groupFD
 	NewPrivs bool
-	Batch    bool
+	Policy   *Policy
+
+	TimerSlack int64 // ns
 }
 
 // run starts the process, registers it as our child, and has it watched. env
@@ -159,6 +161,7 @@ func (l launch) run(env []string) (_ *process, err error) {
 		ourChildren.reap(p.pid)
 		return nil, errors.New("start fpmd exec-worker: this kernel gives no pidfd: want Linux 5.11 or later")
 	}
+	l.demote(p.pid)
 	_ = unix.SetNonblock(pidfd, true) // so that the poller takes it
 	p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	p.page = page
@@ -169,6 +172,14 @@ func (l launch) run(env []string) (_ *process, err error) {
 	p.output = readOutput(l.logger.With("worker", l.id, "pid", p.pid), stdout, stderr)
 	go p.watch() // until the process has ended
 	return p, nil
+}
+
+// demote gives an exec-worker that has just begun what it will give itself, if it goes before others as we do: its own start,
+// some milliseconds of computing, would hold up the very pools for which we do.
+func (l *launch) demote(pid int) {
+	if now, err := PolicyOf(pid); l.policy != nil && err == nil && now == Foremost {
+		_ = l.policy.Set(pid) // it does so itself in any case
+	}
 }
 
 // explainLimit says which limit it is that gives EAGAIN to a fork or an exec of who, whose
@@ -197,7 +208,7 @@ func (l launch) recipe(env []string) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "fpmd-recipe")
 	err = gob.NewEncoder(f).Encode(recipe{
 		Argv: l.argv, Env: l.environ(env), Chroot: l.chroot, Dir: l.dir, Cred: l.cred, Umask: l.umask, Limits: l.limits,
-		Group: l.groups != nil && l.groups.late, NewPrivs: l.newPrivs, Batch: l.batch,
+		Group: l.groups != nil && l.groups.late, NewPrivs: l.newPrivs, Policy: l.policy, TimerSlack: l.timerSlack,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("recipe for exec-worker: %w", err), f.Close())

@@ -252,6 +252,27 @@ func TestUnitRestartsAfterAKill(t *testing.T) {
 	}
 }
 
+// A pool that is to go before others does so under the unit, and fpmd with it. The hardened unit does not let it, and so refuses the pool.
+func TestUnitWithARealTimePool(t *testing.T) {
+	b := boot(t, pidPool+"scheduling = \"rr\"\n")
+	b.run("systemctl", "start", "fpmd")
+	for _, pid := range []string{b.property("MainPID"), b.worker()} {
+		if got := b.run("chrt", "-p", pid); !strings.Contains(got, "SCHED_RR") {
+			t.Errorf("process %s: %s", pid, got)
+		}
+	}
+	b.run("systemctl", "stop", "fpmd")
+	b.run("install", "-D", "-m", "644", "/usr/share/fpmd/hardened.conf", "/etc/systemd/system/fpmd.service.d/hardened.conf")
+	b.run("systemctl", "daemon-reload")
+	if out, err := b.command("systemctl", "start", "fpmd").CombinedOutput(); err == nil {
+		t.Errorf("the hardened unit starts: %s", out)
+	}
+	log := b.run("journalctl", "--no-pager", "-u", "fpmd", "-o", "cat")
+	if want := "pool.pid.scheduling: \"rr\": fpmd itself can't have that"; !strings.Contains(log, want) || !strings.Contains(log, "as hardened.conf does") {
+		t.Errorf("the hardened unit says why it does not start: %s", log)
+	}
+}
+
 // systemd hears how the service is for as long as it can say so. One that can't is ended, and
 // started again; one that waits for a worker that hangs is not.
 func TestUnitWatchdog(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,10 +97,8 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	defer logs.Close()
-	batch, err := yieldToWorkers()
-	if err != nil {
-		log.Warn("not under SCHED_BATCH", "cause", err, "effect", "more work an exchange under load")
-	}
+	sched := newScheduler(log)
+	sched.loading(cfg.RealTime())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := manager.AdoptOrphans(ctx); err != nil {
@@ -109,11 +108,11 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	s := &supervisor{path: line.config, operators: operators(cfg.Supervisor), log: log, logs: logs, signals: signals, rollings: newRollings()}
+	s := &supervisor{path: line.config, operators: operators(cfg.Supervisor), log: log, logs: logs, signals: signals, rollings: newRollings(), sched: sched}
 	m, err := manager.New(cfg, manager.Options{
 		Logger: log, Logs: logs,
-		WSGI:    &manager.HostRecipe{Archive: archive, Command: python.Command, Pathless: python.PathlessCommand},
-		Batch:   batch,
+		WSGI:   &manager.HostRecipe{Archive: archive, Command: python.Command, Pathless: python.PathlessCommand},
+		Policy: sched.started, TimerSlack: sched.slack,
 		Control: s.serveControl, CheckEvery: selfCheckEvery,
 
 		Inherited: inherited,
@@ -122,6 +121,7 @@ func cmdServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	s.m = m
+	sched.asks(m.RealTime)
 	var front sync.WaitGroup
 	frontCtx, endFront := context.WithCancel(ctx)
 	defer endFront()
@@ -179,6 +179,7 @@ type supervisor struct {
 	logs      *manager.Logs
 	signals   chan os.Signal
 	rollings  *rollings
+	sched     *scheduler
 	ready     atomic.Bool // every pool has been, and systemd was told
 	stopping  atomic.Bool
 	followers atomic.Int64           // who is at GET /events?follow=1
@@ -377,7 +378,11 @@ func (s *supervisor) roll(ctx context.Context, r rolling) error {
 		s.tellRefused(wrong)
 		return err
 	}
+	s.sched.loading(slices.DeleteFunc(cfg.RealTime(), func(pool string) bool {
+		return len(r.Pools) > 0 && !slices.Contains(r.Pools, pool)
+	}))
 	err = s.m.Reload(ctx, cfg, r.Reloading)
+	s.sched.loading(nil)
 	if s.front.now.Load() != nil { // where a pool listens may be elsewhere, also when others have failed
 		s.front.set(frontPools(s.m))
 	}
@@ -395,6 +400,7 @@ func (s *supervisor) rollback(ctx context.Context, pools []string, by string) er
 	if len(pools) != 1 {
 		return fmt.Errorf("pools %q: want one", pools)
 	}
+	defer s.sched.follow()
 	if err := s.m.Rollback(ctx, pools[0], by); err != nil {
 		return err
 	}
