@@ -146,14 +146,15 @@ func (d *draft) checkLimits() {
 		return
 	}
 	held, l := d.l.held, d.Limits
-	if v := d.given["scheduling"]; l.Scheduling != "" && held.mayHave != nil {
-		want := policies[l.Scheduling]
-		if l.Scheduling == realTime { // which fpmd is to have before its workers, unless it was started under one
-			if now, err := PolicyOf(0); err != nil || !now.RealTime() {
-				want = Foremost
-			}
+	if v, want := d.given["scheduling"], policies[l.Scheduling]; l.Scheduling != "" && held.mayHave != nil {
+		var err error
+		if !want.RealTime() {
+			err = held.mayHave(want)
+		} else if now, perr := PolicyOf(0); perr != nil || !now.RealTime() { // else it has it already, or was started under one
+			want = Foremost
+			err = held.mayHave(want)
 		}
-		if err := held.mayHave(want); err != nil {
+		if err != nil {
 			hint := "root with CAP_SYS_NICE"
 			if want.RealTime() {
 				hint += fmt.Sprintf(", or LimitRTPRIO=%d in its unit", want.Priority)

@@ -162,7 +162,7 @@ func monitor() (tid int, err error) {
 	age := func(tid int) uint32 { return uint32(tid - first) } // numbers begin anew after the largest
 	slices.SortFunc(threads, func(a, b int) int { return cmp.Compare(age(a), age(b)) })
 	if len(threads) < 2 {
-		return 0, fmt.Errorf("this process has a single thread, and should have the runtime's monitor")
+		return 0, errors.New("this process has a single thread, and should have the runtime's monitor")
 	}
 	return threads[1], nil
 }
